@@ -1,0 +1,224 @@
+"""Ovis2.5: a vision encoder whose patches become soft visual words, put among the words of a Qwen3.
+
+Shapes: B batch, T positions, H LLM width, N patches, K numbers per patch, M visual tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, Qwen3ForCausalLM
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ovis25.checkpoint import copy_side_files, resolve_checkpoint
+from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, VISUAL_ATOM_ID
+from ovis25.model.config import Ovis2_5_Config
+from ovis25.model.loss import next_token_loss
+from ovis25.model.visual_tokenizer import VisualEmbedding, VisualTokenizer
+
+
+@dataclass
+class Ovis2_5_Output(CausalLMOutputWithPast):
+    """`loss` with labels; `logits` (B, T, V), or None where they were not needed; the KV cache."""
+
+
+class Ovis2_5(PreTrainedModel, GenerationMixin):
+    """The whole model, under the released weight names."""
+
+    config_class = Ovis2_5_Config
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _no_split_modules = ["Qwen3DecoderLayer", "EncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: Ovis2_5_Config):
+        super().__init__(config)
+        self.llm = Qwen3ForCausalLM._from_config(config.llm_config)
+        self.visual_tokenizer = VisualTokenizer(config)
+        self.vte = VisualEmbedding(config.visual_vocab_size, config.hidden_size)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a folder or a hub name in the released layout; arguments as in transformers.
+
+        Raises:
+            FileNotFoundError: no such folder, or the hub cannot be reached; names where it looked.
+        """
+        folder = resolve_checkpoint(pretrained_model_name_or_path)
+        loaded = super().from_pretrained(folder, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_folder = folder
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Write the released layout: weights, `config.json`, and the side files of the folder this model came from."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if getattr(self, "base_folder", None) and kwargs.get("is_main_process", True):
+            copy_side_files(self.base_folder, save_directory)
+
+    def _init_weights(self, module):
+        """Random weights for a model made from scratch; the LLM initialises its own."""
+        std = self.config.llm_config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self):
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.llm.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.llm.get_output_embeddings()
+
+    def get_visual_embeddings(self, pixel_values: torch.Tensor, grid_thws: torch.Tensor) -> torch.Tensor:
+        """(N, K) pixels and (images, 3) grids -> (M, H), in the order of `grid_thws`."""
+        grids = [tuple(grid) for grid in grid_thws.tolist()]
+        num_patches = sum(t * h * w for t, h, w in grids)
+        if num_patches != len(pixel_values):
+            raise ValueError(
+                f"grid_thws {grids} describe {num_patches} patches, but pixel_values has {len(pixel_values)} rows"
+            )
+        return self.vte(self.visual_tokenizer(pixel_values.to(self.vte.weight.dtype), grids))
+
+    def get_inputs_embeds(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        grid_thws: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed text, indicators and visual atoms: (B, T) ids with negative markers -> (B, T, H).
+
+        While training, a batch without visuals still runs four dummy patches whose result counts zero: every
+        rank of a distributed run must touch the same parameters.
+
+        Raises:
+            ValueError: where the visual positions and the visual embeddings differ in number.
+        """
+        is_atom = input_ids == VISUAL_ATOM_ID
+        is_indicator = (input_ids <= INDICATOR_IDS[0]) & (input_ids >= INDICATOR_IDS[-1])
+        num_atoms, num_indicators, num_markers = (
+            int(count) for count in torch.stack([is_atom.sum(), is_indicator.sum(), (input_ids < 0).sum()]).tolist()
+        )
+        if num_atoms + num_indicators != num_markers:
+            unknown = input_ids[(input_ids < 0) & ~is_atom & ~is_indicator].unique().tolist()
+            raise ValueError(f"input_ids holds negative ids that mark nothing: {unknown} (visual markers: -300..-304)")
+
+        embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))
+        first_row = self.vte.num_embeddings - NUM_INDICATORS
+        indicators = self.vte(first_row + INDICATOR_IDS[0] - input_ids[is_indicator])
+        embeds = embeds.masked_scatter(is_indicator[..., None], indicators)
+        if pixel_values is not None:
+            visual = self.get_visual_embeddings(pixel_values, grid_thws)
+            if num_atoms != len(visual):
+                raise ValueError(
+                    f"input_ids has {num_atoms} visual positions, but the visual inputs give {len(visual)} embeddings. "
+                    "Each image or video takes t*h*w/4 positions; was the sequence cut?"
+                )
+            return embeds.masked_scatter(is_atom[..., None], visual.to(embeds.dtype))
+        if num_atoms:
+            raise ValueError(
+                f"input_ids has {num_atoms} visual positions, but there are 0 visual embeddings: pixel_values is missing"
+            )
+        return embeds + self._dummy_visual(input_ids.device) if self.training else embeds
+
+    def _dummy_visual(self, device: torch.device) -> torch.Tensor:
+        vit = self.config.vit_config
+        pixels = torch.zeros(vit.hidden_stride**2, vit.num_channels * vit.patch_size**2, device=device)
+        grid = torch.tensor([[1, vit.hidden_stride, vit.hidden_stride]], device=device)
+        return self.get_visual_embeddings(pixels, grid).sum() * 0.0
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        grid_thws: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        label_smoothing: float = 0.0,
+        skip_logits: bool | None = None,
+        **kwargs,
+    ) -> Ovis2_5_Output:
+        """Run the model.
+
+        Args:
+            input_ids: (B, T) int64, with the released negative markers at visual positions.
+            attention_mask: (B, T), 1 for real positions; padding may stand on either side.
+            pixel_values: (N, K) patches of all visual inputs of the batch, in order.
+            grid_thws: (images, 3) int64, frames, height and width in patches.
+            labels: (B, T) int64, -100 where nothing is learned; shifted inside.
+            inputs_embeds: (B, T, H) instead of `input_ids`.
+            num_items_in_batch: divisor of the loss, see `next_token_loss`.
+            skip_logits: compute no logits beside the loss's own; the default while training with labels.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_inputs_embeds(input_ids, pixel_values, grid_thws)
+        if self.training and labels is not None and use_cache is None:
+            use_cache = False
+        outputs = self.llm.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_BTH = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            loss = next_token_loss(hidden_BTH, labels, self.llm.lm_head, num_items_in_batch, label_smoothing)
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        if not skip_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.llm.lm_head(hidden_BTH[:, kept])
+        return Ovis2_5_Output(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def generate(self, input_ids=None, attention_mask=None, pixel_values=None, grid_thws=None, **kwargs):
+        """transformers' `generate`, over the embeddings of text and visuals.
+
+        As in the released code, only new tokens count for the repetition penalty and other logits processors.
+        Returns new tokens appended to `input_ids` (B, T + new), as transformers does; markers stay negative.
+        A left-padded batch needs `attention_mask`.
+        """
+        if kwargs.get("inputs_embeds") is None:
+            if input_ids is None:
+                raise ValueError("generate needs input_ids (with pixel_values and grid_thws for visuals)")
+            kwargs["inputs_embeds"] = self.get_inputs_embeds(input_ids, pixel_values, grid_thws)
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+        output = super().generate(attention_mask=attention_mask, **kwargs)
+        if input_ids is None:
+            return output
+        if isinstance(output, torch.Tensor):
+            return torch.cat([input_ids.repeat_interleave(len(output) // len(input_ids), 0), output], dim=1)
+        repeats = len(output.sequences) // len(input_ids)
+        output.sequences = torch.cat([input_ids.repeat_interleave(repeats, 0), output.sequences], dim=1)
+        return output

@@ -1,0 +1,166 @@
+"""The SigLIP2 NaViT encoder: patches of frames of any size in, the last layer's hidden states out.
+
+Shapes: N patches of all frames (block order: 2 x 2 blocks, rows of blocks first), K numbers per patch
+(3 * 16 * 16), D width, A heads, C head size (D / A).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ovis25.model.attention import FrameGroups, frame_attention
+from ovis25.model.config import SiglipNavitConfig
+
+_ROPE_BASE = 10000.0
+
+
+class PatchEmbedding(nn.Conv2d):
+    """The released 16 x 16 convolution, applied to rows that are one patch each: a plain matrix product."""
+
+    def forward(self, pixels_NK: torch.Tensor) -> torch.Tensor:
+        return F.linear(pixels_NK, self.weight.flatten(1), self.bias)
+
+
+class Embeddings(nn.Module):
+    """Patch embedding plus the position table resized to each grid."""
+
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.table_side = config.image_size // config.patch_size
+        self.stride = config.hidden_stride
+        self.patch_embedding = PatchEmbedding(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Embedding(self.table_side**2, config.hidden_size)
+
+    def forward(self, pixels_NK: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+        # called as a module, so that sharded parameters (ZeRO-3) are gathered
+        table = self.position_embedding(torch.arange(self.table_side**2, device=pixels_NK.device))
+        return self.patch_embedding(pixels_NK) + self._positions(table, grids)
+
+    def _positions(self, table: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+        table_1Dss = table.unflatten(0, (self.table_side, self.table_side)).permute(2, 0, 1)[None]
+        resized = {}
+        for _, height, width in grids:
+            if (height, width) not in resized:
+                grid_Dhw = F.interpolate(table_1Dss, (height, width), mode="bicubic", align_corners=False)[0]
+                resized[height, width] = block_order(grid_Dhw.permute(1, 2, 0), self.stride)
+        return torch.cat([resized[height, width] for frames, height, width in grids for _ in range(frames)])
+
+
+def block_order(grid_hw: torch.Tensor, stride: int) -> torch.Tensor:
+    """Flatten (height, width, ...) to (height * width, ...), one stride x stride block after the other.
+
+    A 2 x 4 grid holding 0..7 row by row, stride 2, comes out as 0 1 4 5 2 3 6 7.
+    """
+    blocks = grid_hw.unflatten(1, (-1, stride)).unflatten(0, (-1, stride)).transpose(1, 2)
+    return blocks.flatten(0, 3)
+
+
+def rotary_tables(
+    grids: list[tuple[int, int, int]], head_size: int, stride: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, (N, 1, C) float32: the angles of patch (r, c) are [r * f, c * f], repeated once."""
+    exponents = torch.arange(0, head_size // 2, 2, device=device, dtype=torch.float32) / (head_size // 2)
+    frequencies = 1.0 / (_ROPE_BASE**exponents)
+    tables = {}
+    for _, height, width in grids:
+        if (height, width) not in tables:
+            rows = torch.arange(height, device=device, dtype=torch.float32)[:, None, None] * frequencies
+            columns = torch.arange(width, device=device, dtype=torch.float32)[None, :, None] * frequencies
+            angles = torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1)
+            tables[height, width] = block_order(angles, stride)
+    angles = torch.cat([tables[height, width] for frames, height, width in grids for _ in range(frames)])
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_NAC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + C/2) in float32; returns x's dtype."""
+    x = x_NAC.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_NAC.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_ND, rotary, groups: FrameGroups) -> torch.Tensor:
+        query, key, value = (
+            projection(hidden_ND).unflatten(-1, (self.num_heads, -1))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        output_NAC = frame_attention(rotate(query, *rotary), rotate(key, *rotary), value, groups)
+        return self.out_proj(output_NAC.flatten(1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_ND)))
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, hidden_ND, rotary, groups: FrameGroups) -> torch.Tensor:
+        hidden_ND = hidden_ND + self.self_attn(self.layer_norm1(hidden_ND), rotary, groups)
+        return hidden_ND + self.mlp(self.layer_norm2(hidden_ND))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden_ND, rotary, groups: FrameGroups) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_ND = layer(hidden_ND, rotary, groups)
+        return hidden_ND
+
+
+class VisionModel(nn.Module):
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        # in every released checkpoint, applied nowhere
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps).requires_grad_(False)
+
+    def forward(self, pixels_NK: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+        """(N, K) pixels and (frames, height, width) grids in patches -> (N, D), before `post_layernorm`."""
+        hidden_ND = self.embeddings(pixels_NK, grids)
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        rotary = rotary_tables(grids, head_size, self.config.hidden_stride, pixels_NK.device)
+        lengths = [height * width for frames, height, width in grids for _ in range(frames)]
+        return self.encoder(hidden_ND, rotary, FrameGroups.from_lengths(lengths, pixels_NK.device))
+
+
+class SiglipNavit(nn.Module):
+    """Wraps the encoder under the released weight names (`vit.vision_model...`)."""
+
+    def __init__(self, config: SiglipNavitConfig):
+        super().__init__()
+        self.vision_model = VisionModel(config)
+
+    def forward(self, pixels_NK: torch.Tensor, grids: list[tuple[int, int, int]]) -> torch.Tensor:
+        return self.vision_model(pixels_NK, grids)

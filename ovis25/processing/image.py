@@ -1,0 +1,152 @@
+"""From an image file to patches: opening, the target size, pixels.
+
+The arithmetic is the released preprocessing's, bit for bit (remote code of AIDC-AI/Ovis2.5-9B).
+"""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE, SIZE_FACTOR
+
+ImageSource = str | Path | bytes | Image.Image
+
+_MAX_ASPECT_RATIO = 200
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+# The float32 value of each byte: x / 255, minus 0.5, over 0.5, in the released order of roundings.
+PIXEL_TABLE = (
+    ((np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+).astype(np.float32)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Read a path, bytes or PIL image as upright RGB.
+
+    EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits; an animated
+    file gives its first frame.
+
+    Raises:
+        ValueError: the file is missing or is no image that Pillow reads whole.
+    """
+    image = _open_lazily(source)
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{_describe(source)} cannot be decoded: {error}") from error
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Upright (height, width), read from the header alone. Raises as `open_image`."""
+    image = _open_lazily(source)
+    width, height = image.size
+    return (width, height) if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS else (height, width)
+
+
+def _open_lazily(source: ImageSource) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, (str, Path)) and not Path(source).is_file():
+        raise ValueError(f"{source} does not exist")
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{_describe(source)} is no readable image: {error}") from error
+
+
+def _describe(source: ImageSource) -> str:
+    if isinstance(source, bytes):
+        return f"an image of {len(source)} bytes"
+    return "a PIL image" if isinstance(source, Image.Image) else str(source)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips at 255
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(values.max(initial=0.0), 1.0)
+        return Image.fromarray((values / top * 255.0).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The target (height, width): multiples of 32 whose product lies within the budget where the shape allows.
+
+    Example: (480, 640) with 448^2..1792^2 gives (480, 640); (17, 31) gives (352, 608).
+
+    Raises:
+        ValueError: a side or a bound is not positive, or the minimum exceeds the maximum.
+    """
+    if height <= 0 or width <= 0:
+        raise ValueError(f"an image of {height} x {width} pixels has nothing to show")
+    if not 0 < min_pixels <= max_pixels:
+        raise ValueError(f"pixel budget: min_pixels {min_pixels} must be positive and at most max_pixels {max_pixels}")
+    if min(height, width) < SIZE_FACTOR:
+        if height < width:
+            height, width = SIZE_FACTOR, round(SIZE_FACTOR / height * width)
+        else:
+            height, width = round(SIZE_FACTOR / width * height), SIZE_FACTOR
+    elif max(height, width) / min(height, width) > _MAX_ASPECT_RATIO:
+        if height > width:
+            height = _MAX_ASPECT_RATIO * width
+        else:
+            width = _MAX_ASPECT_RATIO * height
+    target_height = round(height / SIZE_FACTOR) * SIZE_FACTOR
+    target_width = round(width / SIZE_FACTOR) * SIZE_FACTOR
+    if target_height * target_width > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        target_height = math.floor(height / scale / SIZE_FACTOR) * SIZE_FACTOR
+        target_width = math.floor(width / scale / SIZE_FACTOR) * SIZE_FACTOR
+    elif target_height * target_width < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        target_height = math.ceil(height * scale / SIZE_FACTOR) * SIZE_FACTOR
+        target_width = math.ceil(width * scale / SIZE_FACTOR) * SIZE_FACTOR
+    if target_height == 0 or target_width == 0:
+        raise ValueError(
+            f"{height} x {width} pixels are too long and thin for max_pixels {max_pixels}: a side would be 0; raise it"
+        )
+    return target_height, target_width
+
+
+def grid_of(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) in patches after resizing."""
+    target_height, target_width = smart_resize(height, width, min_pixels, max_pixels)
+    return target_height // PATCH_SIZE, target_width // PATCH_SIZE
+
+
+def num_visual_tokens(grid_thw: tuple[int, int, int]) -> int:
+    """Sequence positions that a visual input takes, its two indicators not counted: t*h*w/4."""
+    frames, height, width = grid_thw
+    return frames * height * width // HIDDEN_STRIDE**2
+
+
+def patchify(
+    frames: list[Image.Image], min_pixels: int, max_pixels: int
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Resize RGB frames to the size that fits the first one, and cut them into patches.
+
+    Returns (frames*h*w, 768) float32 in [-1, 1], and the grid (frames, h, w) in patches. Rows run in the order
+    (frame, block row, block column, row in block, column in block), a block being 2 x 2 patches; inside a row
+    the order is (channel, pixel row, pixel column).
+    """
+    width, height = frames[0].size
+    height, width = smart_resize(height, width, min_pixels, max_pixels)
+    bytes_tHWc = np.stack([np.asarray(frame.resize((width, height), Image.Resampling.BILINEAR)) for frame in frames])
+    grid = (len(frames), height // PATCH_SIZE, width // PATCH_SIZE)
+    blocks = bytes_tHWc.reshape(
+        grid[0], grid[1] // HIDDEN_STRIDE, HIDDEN_STRIDE, PATCH_SIZE,
+        grid[2] // HIDDEN_STRIDE, HIDDEN_STRIDE, PATCH_SIZE, 3,
+    )  # fmt: skip
+    patches = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * PATCH_SIZE * PATCH_SIZE)
+    return PIXEL_TABLE[patches], grid

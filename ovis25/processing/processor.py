@@ -1,0 +1,229 @@
+"""The processor: everything between raw samples and the model's tensors, without the model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+
+from ovis25.checkpoint import copy_side_files, resolve_checkpoint
+from ovis25.processing.chat import tokenize, training_text
+from ovis25.processing.image import ImageSource, open_image, patchify
+from ovis25.processing.limits import INFERENCE_LIMITS, LIMIT_NAMES, VisualLimits
+from ovis25.processing.video import load_video, sample_frames
+
+VideoSource = str | Path | Sequence[ImageSource]
+Budget = tuple[int, int]
+Grid = tuple[int, int, int]
+
+_CONFIG_NAME = "processor_config.json"
+
+
+class Ovis2_5Processor(ProcessorMixin):
+    """Images, several images, a video, and text to `input_ids`, `attention_mask`, `pixel_values`, `grid_thws`.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        chat_template: replaces the tokenizer's.
+        limits: pixel budgets and frame numbers of calls that name none. A training run saves its own here, so
+            that inference sees pictures as training did; without any, the released inference defaults hold.
+    """
+
+    attributes = ["tokenizer"]
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, tokenizer=None, chat_template: str | None = None, limits: VisualLimits = INFERENCE_LIMITS):
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        self.limits = limits
+        self.base_folder: Path | None = None
+        self._loaded_vocab = len(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **limits):
+        """Read a folder or hub name: its tokenizer and, where a training run wrote them, its limits.
+
+        Keyword arguments override single limits (`max_frames=16`). Raises FileNotFoundError as the model does.
+        """
+        folder = resolve_checkpoint(pretrained_model_name_or_path)
+        saved = {}
+        if (folder / _CONFIG_NAME).is_file():
+            saved = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+        changes = {name: value for name, value in {**saved, **limits}.items() if name in LIMIT_NAMES}
+        processor = cls(AutoTokenizer.from_pretrained(folder), limits=replace(INFERENCE_LIMITS, **changes))
+        processor.base_folder = folder
+        return processor
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Write the tokenizer (byte for byte as loaded, unless tokens were added) and the limits."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.base_folder and len(self.tokenizer) == self._loaded_vocab:
+            copy_side_files(self.base_folder, folder)
+        else:
+            self.tokenizer.save_pretrained(folder)
+        config = {"processor_class": type(self).__name__, **asdict(self.limits)}
+        (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        videos=None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Encode one text or a batch of texts that hold `<image>` or `<video>` placeholders.
+
+        Args:
+            images: for one text an image or a list; for several texts a list with an entry (image, list or
+                None) each. Paths, bytes or PIL.
+            videos: likewise; a video is a file or a list of frames.
+            min_pixels, max_pixels: replace the limits' budget of the kind at hand.
+
+        Returns:
+            `input_ids`, `attention_mask` (B, T), left-padded; with visuals `pixel_values` (N, 768) float32 and
+            `grid_thws` (images, 3).
+        """
+        if text is None:
+            raise ValueError("text is missing: give the prompt, with <image> or <video> where visuals belong")
+        texts = [text] if isinstance(text, str) else list(text)
+        images_per_text = _per_text(images, texts, isinstance(text, str))
+        videos_per_text = _per_text(videos, texts, isinstance(text, str), keep_lists=True)
+        rows, pixels, grids = [], [], []
+        for prompt, prompt_images, prompt_video in zip(texts, images_per_text, videos_per_text, strict=True):
+            prompt_pixels, prompt_grids = self.preprocess(prompt_images, prompt_video, (min_pixels, max_pixels))
+            rows.append(tokenize(self.tokenizer, prompt, prompt_grids)[0])
+            pixels += prompt_pixels
+            grids += prompt_grids
+        return BatchFeature({**self.pad_left(rows), **visual_tensors(pixels, grids)})
+
+    def apply_chat_template(
+        self, conversation, chat_template: str | None = None, tokenize: bool = False, return_dict: bool = True, **kwargs
+    ):
+        """Render messages (one conversation or a batch) with the checkpoint's template.
+
+        Content parts are {"type": "text", "text"}, {"type": "image", "image"}, {"type": "video", "video"}; `url` and
+        `path` stand for `image` too. `enable_thinking=False` closes the thinking block beforehand.
+
+        Returns:
+            The text; with `tokenize=True` the tensors of a call (or, without `return_dict`, the ids).
+        """
+        template_kwargs = {k: kwargs.pop(k) for k in ("add_generation_prompt", "enable_thinking") if k in kwargs}
+        is_batch = isinstance(conversation[0], (list, tuple))
+        conversations = conversation if is_batch else [conversation]
+        texts = [
+            self.tokenizer.apply_chat_template(
+                messages, chat_template=chat_template or self.chat_template, tokenize=False, **template_kwargs
+            )
+            for messages in conversations
+        ]
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        images = [_visuals(messages, "image") for messages in conversations]
+        videos = [_visuals(messages, "video") for messages in conversations]
+        for found in videos:
+            if len(found) > 1:
+                raise ValueError(f"a conversation holds {len(found)} videos; Ovis2.5 takes one")
+        budget = {k: kwargs[k] for k in ("min_pixels", "max_pixels") if k in kwargs}
+        batch = self(images, texts, [found[0] if found else None for found in videos], **budget)
+        return batch if return_dict else batch["input_ids"]
+
+    def preprocess(
+        self, images: Sequence[ImageSource] | None, video: VideoSource | None, budget: tuple[int | None, int | None]
+    ) -> tuple[list[np.ndarray], list[Grid]]:
+        """Pixels and grids of one sample's visuals: images, or one video. A missing bound is the limits'."""
+        if images and video is not None:
+            raise ValueError("one sample takes images or one video, not both")
+        if video is not None:
+            low, high = self._complete(budget, "video")
+            frames = self.load_frames(video)
+            pixels, grid = patchify(frames, low, high)
+            return [pixels], [grid]
+        if not images:
+            return [], []
+        low, high = self._complete(budget, "single_image" if len(images) == 1 else "multiple_image")
+        patched = [patchify([open_image(image)], low, high) for image in images]
+        return [pixels for pixels, _ in patched], [grid for _, grid in patched]
+
+    def load_frames(self, video: VideoSource, limits: VisualLimits | None = None) -> list[Image.Image]:
+        """The sampled frames of a video file, or of a list of frames."""
+        limits = limits or self.limits
+        if isinstance(video, (str, Path)):
+            return load_video(video, limits.min_frames, limits.max_frames)
+        return [open_image(frame) for frame in sample_frames(video, limits.min_frames, limits.max_frames)]
+
+    def _complete(self, budget: tuple[int | None, int | None], kind: str) -> Budget:
+        default = self.limits.budget(kind)
+        return tuple(given if given is not None else own for given, own in zip(budget, default, strict=True))
+
+    def encode_training(
+        self, conversations: list[dict[str, str]], pixels: list[np.ndarray] = (), grids: list[Grid] = ()
+    ) -> dict[str, torch.Tensor | None]:
+        """One training sample: 1-D int64 `input_ids` and `labels` built in one pass, and its visuals (or None)."""
+        rendered = training_text(conversations)
+        ids, labels = tokenize(self.tokenizer, rendered.text, list(grids), rendered.learned_spans)
+        visuals = visual_tensors(pixels, grids) or {"pixel_values": None, "grid_thws": None}
+        return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), **visuals}
+
+    def pad_left(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` (B, T), padded on the left for generation."""
+        longest = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        return {
+            "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
+            "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+        }
+
+    def decode(self, token_ids, **kwargs) -> str:
+        """The text of ids; visual markers are passed over."""
+        ids = torch.as_tensor(token_ids)
+        return self.tokenizer.decode(ids[ids >= 0].tolist(), **kwargs)
+
+    def batch_decode(self, sequences, **kwargs) -> list[str]:
+        return [self.decode(sequence, **kwargs) for sequence in sequences]
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "pixel_values", "grid_thws"]
+
+
+def visual_tensors(pixels: list[np.ndarray], grids: list[Grid]) -> dict[str, torch.Tensor]:
+    """`pixel_values` (N, 768) and `grid_thws` (images, 3); nothing where there are no visuals."""
+    if not grids:
+        return {}
+    return {"pixel_values": torch.from_numpy(np.concatenate(pixels)), "grid_thws": torch.tensor(grids)}
+
+
+def _per_text(visuals, texts: list[str], is_single: bool, keep_lists: bool = False) -> list:
+    """One entry per text: a list of images (or one video) or None."""
+    if visuals is None:
+        return [None] * len(texts)
+    if is_single:
+        entries = [visuals]
+    elif len(visuals) != len(texts):
+        raise ValueError(f"{len(texts)} texts but {len(visuals)} entries of visuals; give one entry per text")
+    else:
+        entries = visuals
+    if keep_lists:
+        return list(entries)
+    return [entry if isinstance(entry, (list, tuple)) or entry is None else [entry] for entry in entries]
+
+
+def _visuals(messages: list[dict], kind: str) -> list:
+    """The visuals of one kind in a conversation, in order."""
+    found = []
+    for message in messages:
+        if isinstance(message["content"], str):
+            continue
+        for part in message["content"]:
+            if part.get("type") == kind:
+                source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+                if source is None:
+                    raise ValueError(f'a content part {{"type": "{kind}"}} lacks its "{kind}" (a path, bytes or picture)')
+                found.append(source)
+    return found
