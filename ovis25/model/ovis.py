@@ -132,7 +132,8 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             return embeds.masked_scatter(is_atom[..., None], visual.to(embeds.dtype))
         if num_atoms:
             raise ValueError(
-                f"input_ids has {num_atoms} visual positions, but there are 0 visual embeddings: pixel_values is missing"
+                f"input_ids has {num_atoms} visual positions, but there are 0 visual embeddings: "
+                "pixel_values is missing"
             )
         return embeds + self._dummy_visual(input_ids.device) if self.training else embeds
 

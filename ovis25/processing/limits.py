@@ -30,7 +30,9 @@ class VisualLimits:
             if not 1 <= low <= high:
                 raise ValueError(f"{kind}_min_pixels {low} must be at least 1 and at most {kind}_max_pixels {high}")
         if not 1 <= self.min_frames <= self.max_frames:
-            raise ValueError(f"min_frames {self.min_frames} must be at least 1 and at most max_frames {self.max_frames}")
+            raise ValueError(
+                f"min_frames {self.min_frames} must be at least 1 and at most max_frames {self.max_frames}"
+            )
 
     def budget(self, kind: str) -> tuple[int, int]:
         """(min_pixels, max_pixels) of "single_image", "multiple_image" or "video"."""

@@ -224,6 +224,8 @@ def _visuals(messages: list[dict], kind: str) -> list:
             if part.get("type") == kind:
                 source = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
                 if source is None:
-                    raise ValueError(f'a content part {{"type": "{kind}"}} lacks its "{kind}" (a path, bytes or picture)')
+                    raise ValueError(
+                        f'a content part {{"type": "{kind}"}} lacks its "{kind}" (a path, bytes or picture)'
+                    )
                 found.append(source)
     return found

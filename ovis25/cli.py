@@ -1,0 +1,127 @@
+"""The command line: `ovis25 COMMAND`; the scripts in `src_theo/` call the same functions."""
+
+import argparse
+import os
+import sys
+import textwrap
+
+from transformers.utils import logging as transformers_logging
+
+from ovis25 import __version__
+from ovis25.data import DataError
+from ovis25.inference import Ovis25Inference
+from ovis25.tiny.exam import print_exam, run_exam
+from ovis25.training.build import is_main_process
+from ovis25.training.config import OWN_KEYS, ConfigError, TrainConfig, load_config
+from ovis25.training.run import train
+
+# what the user can mend: shown as one message, without a stack
+_USER_ERRORS = (ConfigError, DataError, FileNotFoundError, FloatingPointError)
+_EXAM_BATCH = 64
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="ovis25", description="Train and run Ovis2.5.")
+    parser.add_argument("--version", action="version", version=f"ovis25 {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train_arguments(
+        commands.add_parser(
+            "train",
+            help="fine-tune a checkpoint",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=_TRAIN_DESCRIPTION,
+            epilog=_train_help(),
+        )
+    )
+    parsed, overrides = parser.parse_known_args(arguments)
+    return _run_train(parsed, overrides)
+
+
+def train_main(arguments: list[str] | None = None) -> int:
+    """The documented door `src_theo/train_theo.py CONFIG [--key value ...]`."""
+    parser = argparse.ArgumentParser(
+        prog="train_theo.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_TRAIN_DESCRIPTION,
+        epilog=_train_help(),
+    )
+    _add_train_arguments(parser)
+    return _run_train(*parser.parse_known_args(arguments))
+
+
+_TRAIN_DESCRIPTION = "Fine-tune an Ovis2.5 checkpoint as a config file says. Start it again to resume it."
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a JSON file, for example train_config_tiny.json")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.usage = "%(prog)s CONFIG [--dry-run] [--key value ...]"
+
+
+def _train_help() -> str:
+    keys = "\n".join(f"  {name:<26} {field.metadata['help']}" for name, field in OWN_KEYS.items())
+    return (
+        textwrap.dedent(
+            """\
+        any setting of the config can be overridden: --key value
+
+        example:
+          python train_theo.py train_config_tiny.json --max_steps 20 --output_dir output/try
+
+        own settings (every name of transformers' TrainingArguments is a setting too):
+        """
+        )
+        + keys
+    )
+
+
+def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
+    _quieten()
+    config: TrainConfig | None = None
+    try:
+        config = load_config(parsed.config, overrides)
+        results = train(config, dry_run=parsed.dry_run)
+        if config.exam and results and is_main_process():
+            hold_exam(config.output_dir)
+        return 0
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("\ninterrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
+        return 130
+    except _USER_ERRORS as error:
+        if os.environ.get("OVIS25_DEBUG"):
+            raise
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def hold_exam(model_path: str) -> dict:
+    """Let a tiny model answer held-out questions and print how it did."""
+    engine = Ovis25Inference(model_path)
+
+    def answer(requests: list[dict]) -> list[str]:
+        replies = []
+        for start in range(0, len(requests), _EXAM_BATCH):
+            batch = requests[start : start + _EXAM_BATCH]
+            limit = max(request["max_new_tokens"] for request in batch)
+            fields = [{k: r[k] for k in ("prompt", "images", "enable_thinking")} for r in batch]
+            replies += engine.batch_inference(fields, limit, do_sample=False, repetition_penalty=1.0)
+        return replies
+
+    results = run_exam(answer)
+    print_exam(results)
+    print(f"The checkpoint lies in {model_path}")
+    return results
+
+
+def _quieten() -> None:
+    """Our own lines instead of transformers' bars and notices; errors stay."""
+    if not os.environ.get("OVIS25_DEBUG"):
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

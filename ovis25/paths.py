@@ -1,0 +1,27 @@
+"""Where input files are looked for: one rule for every path of a config."""
+
+from pathlib import Path
+
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+def resolve_input(path: str | Path, config_dir: str | Path | None = None) -> Path:
+    """The existing file or folder that `path` means, absolute.
+
+    A relative path is looked for in the config file's folder, then in the working directory, then in the
+    repository root (documented configs mix these bases).
+
+    Raises:
+        FileNotFoundError: it is nowhere; the message lists every place.
+    """
+    path = Path(path).expanduser()
+    if path.is_absolute():
+        candidates = [path]
+    else:
+        bases = [config_dir, Path.cwd(), REPOSITORY_ROOT]
+        candidates = list(dict.fromkeys((Path(base) / path).resolve() for base in bases if base is not None))
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate.resolve()
+    places = "\n".join(f"  {candidate}" for candidate in candidates)
+    raise FileNotFoundError(f"{path} was not found. Looked for\n{places}")

@@ -1,0 +1,185 @@
+"""The parts of a run, each built from the config by one function."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from ovis25.data import ConversationDataset
+from ovis25.model import Ovis2_5, Ovis2_5_Config
+from ovis25.processing import Ovis2_5Processor, VisualLimits
+from ovis25.processing.limits import LIMIT_NAMES
+from ovis25.tiny.strips import parse_source
+from ovis25.training.config import TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.plan import Steps, count_steps
+
+_NUM_EVALUATIONS = 10
+_DEFAULTS = {
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "remove_unused_columns": False,
+    "restore_callback_states_from_checkpoint": True,
+    # a broken loss must be seen, not averaged away
+    "logging_nan_inf_filter": False,
+    # every rank touches every parameter (see Ovis2_5.get_inputs_embeds)
+    "ddp_find_unused_parameters": False,
+    # our own progress line instead
+    "disable_tqdm": True,
+}
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks to the user and writes files (rank 0 under torchrun)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass
+class Precision:
+    """Device and number format of a run."""
+
+    device: str
+    weights: torch.dtype
+    bf16: bool
+    fp16: bool
+    note: str | None
+
+    @property
+    def description(self) -> str:
+        mixed = "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+        weights = str(self.weights).removeprefix("torch.")
+        return f"{mixed} with {weights} weights" if mixed else weights
+
+
+def choose_precision(config: TrainConfig) -> Precision:
+    """bf16 where the device has it, float32 on a CPU; weights stay float32 unless DeepSpeed keeps a master copy."""
+    bf16, fp16 = config.trainer.get("bf16"), config.trainer.get("fp16")
+    requested = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else None
+    if not torch.cuda.is_available() or config.trainer.get("use_cpu"):
+        note = "bf16 and fp16 are off: this machine trains on its CPU, in float32" if bf16 or fp16 else None
+        return Precision("CPU", requested or torch.float32, False, False, note)
+    if bf16 is None and not fp16:
+        bf16 = torch.cuda.is_bf16_supported()
+    has_master_copy = bool(config.trainer.get("deepspeed")) and (bf16 or fp16)
+    half = torch.bfloat16 if bf16 else torch.float16
+    weights = requested or (half if has_master_copy else torch.float32)
+    return Precision(torch.cuda.get_device_name(), weights, bool(bf16), bool(fp16), None)
+
+
+def visual_limits(config: TrainConfig) -> VisualLimits:
+    try:
+        return VisualLimits(**{name: getattr(config, name) for name in LIMIT_NAMES})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
+    """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's."""
+    source = getattr(config, key)
+    return ConversationDataset(
+        parse_source(source) if source.startswith("tiny:") else source,
+        processor,
+        config.image_folder,
+        **{name: getattr(config, name) for name in LIMIT_NAMES},
+        multimodal_max_length=config.multimodal_max_length,
+        text_max_length=config.text_max_length,
+        on_bad_sample=config.on_bad_sample,
+        on_long_sample=config.on_long_sample,
+        show_progress=is_main_process(),
+    )
+
+
+def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_weights: bool = False) -> Ovis2_5:
+    """The checkpoint's model; `without_weights` makes its shapes alone, for the plan of a dry run."""
+    if without_weights:
+        with torch.device("meta"):
+            return Ovis2_5(Ovis2_5_Config.from_pretrained(folder))
+    arguments = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    return Ovis2_5.from_pretrained(folder, dtype=dtype, **arguments)
+
+
+def steps_of(config: TrainConfig, num_samples: int) -> Steps:
+    """The number of steps that Trainer will take."""
+    trainer = config.trainer
+    return count_steps(
+        num_samples,
+        _value(trainer, "per_device_train_batch_size"),
+        num_processes(),
+        _value(trainer, "gradient_accumulation_steps"),
+        _value(trainer, "num_train_epochs"),
+        _value(trainer, "max_steps"),
+        _value(trainer, "dataloader_drop_last"),
+    )
+
+
+def _value(trainer: dict, name: str):
+    value = trainer.get(name)
+    return TRAINER_KEYS[name].default if value is None else value
+
+
+def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) -> TrainingArguments:
+    """TrainingArguments with this framework's defaults, where the config is silent.
+
+    Raises:
+        ConfigError: transformers refuses the combination, or evaluation is asked for without a set.
+    """
+    given = {name: value for name, value in config.trainer.items() if value is not None}
+    values = {**_DEFAULTS, **_rhythm(config, given, steps), **given}
+    values |= {"bf16": precision.bf16, "fp16": precision.fp16, "output_dir": config.output_dir}
+    if precision.device == "CPU":
+        values |= {"use_cpu": True, "dataloader_pin_memory": given.get("dataloader_pin_memory", False)}
+    values.setdefault("dataloader_num_workers", min(8, max((os.cpu_count() or 1) // num_processes() - 1, 0)))
+    values.setdefault("per_device_eval_batch_size", _value(given, "per_device_train_batch_size"))
+    for prefix in ("activation", "gradient"):
+        if values.get(f"{prefix}_checkpointing"):
+            values.setdefault(f"{prefix}_checkpointing_kwargs", {"use_reentrant": False})
+    values.pop("resume_from_checkpoint", None)
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"transformers refuses these settings: {error}") from error
+
+
+def _rhythm(config: TrainConfig, given: dict, steps: Steps) -> dict:
+    """When to evaluate and save, where the config does not say."""
+    if not config.eval_data_path:
+        if given.get("eval_strategy", "no") != "no" or given.get("do_eval"):
+            raise ConfigError("eval_strategy asks for evaluation, but eval_data_path names no evaluation set")
+        if given.get("load_best_model_at_end"):
+            raise ConfigError("load_best_model_at_end needs an evaluation set: give eval_data_path")
+        return {"save_strategy": "steps", "save_steps": max(1, steps.total // 4)} if "save_steps" not in given else {}
+    strategy = given.get("eval_strategy", "steps")
+    if strategy == "no":
+        return {}
+    every = given.get("eval_steps", max(1, steps.total // _NUM_EVALUATIONS))
+    return {
+        "eval_strategy": strategy,
+        "eval_steps": every,
+        "save_strategy": strategy,
+        "save_steps": every,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
+def early_stopping_patience(config: TrainConfig, arguments: TrainingArguments) -> int:
+    """Evaluations without improvement after which to stop; 0 for never.
+
+    Raises:
+        ConfigError: early stopping without an evaluation to judge by.
+    """
+    evaluates = config.eval_data_path and arguments.eval_strategy != "no"
+    patience = config.early_stopping_patience
+    if patience is None:
+        return 3 if evaluates else 0
+    if patience < 0 or config.early_stopping_threshold < 0:
+        raise ConfigError("early_stopping_patience and early_stopping_threshold must not be negative")
+    if patience and not evaluates:
+        raise ConfigError("early_stopping_patience needs evaluations: give eval_data_path, and no eval_strategy of no")
+    return patience

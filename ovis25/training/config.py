@@ -1,0 +1,223 @@
+"""The training config: one flat JSON file, overridden on the command line.
+
+Own keys are the fields of `TrainConfig`; every other key is a name of transformers' TrainingArguments.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
+from ovis25.paths import REPOSITORY_ROOT, resolve_input
+from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key, the value and the cure."""
+
+
+def _setting(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainConfig:
+    """Every own key of a training config, and `trainer`: the TrainingArguments that the file sets."""
+
+    model_path: str = _setting("", "checkpoint folder, hub name, or tiny (needs no download)")
+    data_path: str = _setting("", "training samples: .json, .jsonl, or tiny:train:NUMBER")
+    eval_data_path: str | None = _setting(None, "evaluation samples, in the same forms; turns early stopping on")
+    image_folder: str | None = _setting(None, "where relative image and video paths start (default: the data's folder)")
+    output_dir: str = _setting("output", "the final model, checkpoints, plan and report")
+    overwrite_output_dir: bool = _setting(False, "start over: delete the checkpoints of an earlier run in output_dir")
+
+    train_modules: str = _setting("all", "what is trained, with own learning rates: visual_tokenizer:1e-5|llm|vte:5e-6")
+    freeze_vision_tower: bool = _setting(False, "never train visual_tokenizer.vit")
+    freeze_llm: bool = _setting(False, "never train llm")
+    dtype: str | None = _setting(None, "weights in memory: float32 or bfloat16 (default: chosen for the device)")
+    attn_implementation: str | None = _setting(None, "the LLM's attention: sdpa, eager, flash_attention_2, ...")
+
+    multimodal_max_length: int = _setting(8192, "tokens of a sample with visuals, at most")
+    text_max_length: int = _setting(4096, "tokens of a text sample, at most")
+    single_image_min_pixels: int = _setting(SINGLE_IMAGE_PIXELS[0], "pixel budget of one image")
+    single_image_max_pixels: int = _setting(SINGLE_IMAGE_PIXELS[1], "pixel budget of one image")
+    multiple_image_min_pixels: int = _setting(MULTIPLE_IMAGE_PIXELS[0], "pixel budget of each of several images")
+    multiple_image_max_pixels: int = _setting(MULTIPLE_IMAGE_PIXELS[1], "pixel budget of each of several images")
+    video_min_pixels: int = _setting(VIDEO_PIXELS[0], "pixel budget of each video frame")
+    video_max_pixels: int = _setting(VIDEO_PIXELS[1], "pixel budget of each video frame")
+    min_frames: int = _setting(8, "frames taken of a video, at least")
+    max_frames: int = _setting(8, "frames taken of a video, at most")
+    on_bad_sample: str = _setting("error", "error, or skip: leave defective samples out and list them")
+    on_long_sample: str = _setting("shrink", "shrink (lower its pixel budget), skip, or error")
+
+    early_stopping_patience: int | None = _setting(
+        None, "evaluations without improvement before stopping; 0: never (default: 3 with an evaluation set)"
+    )
+    early_stopping_threshold: float = _setting(0.0, "the least decrease of the evaluation loss that counts")
+    exam: bool = _setting(False, "tiny only: answer held-out questions at the end")
+
+    trainer: dict = field(default_factory=dict)
+    config_dir: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """The flat dict that is saved with the model and can be read as a config again."""
+        own = {name: getattr(self, name) for name in OWN_KEYS}
+        return {**own, **self.trainer}
+
+
+OWN_KEYS = {f.name: f for f in dataclasses.fields(TrainConfig) if "help" in f.metadata}
+TRAINER_KEYS = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.name != "output_dir"}
+_CHOICES = {
+    "on_bad_sample": ("error", "skip"),
+    "on_long_sample": ("shrink", "skip", "error"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+}
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
+    """Read a config file and apply `--key value` overrides; the file may also lie in `src_theo/`.
+
+    Raises:
+        ConfigError: unreadable JSON, an unknown key (the nearest name is suggested), a value of the wrong type.
+        FileNotFoundError: the config, or a file that it names, is nowhere; lists where it looked.
+    """
+    config_path = resolve_input(path, REPOSITORY_ROOT / "src_theo")
+    try:
+        in_file, notes = translate(_read(config_path))
+        given, more_notes = translate(parse_overrides(overrides))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{config_path.name}: {error}") from error
+    values, notes = {**in_file, **given}, [*notes, *more_notes]
+    own, trainer = {}, {}
+    for name, value in values.items():
+        if name in OWN_KEYS:
+            own[name] = _coerce(name, value, OWN_KEYS[name].type)
+        elif name in TRAINER_KEYS:
+            trainer[name] = _coerce(name, value, TRAINER_KEYS[name].type)
+        else:
+            raise ConfigError(f"{config_path.name}: {_unknown_key(name)}")
+    config = TrainConfig(**own, trainer=trainer, config_dir=str(config_path.parent), notes=notes)
+    _check(config, config_path)
+    _resolve_paths(config)
+    return config
+
+
+def parse_overrides(arguments: list[str]) -> dict:
+    """`["--max_steps", "4", "--bf16", "--lr_scheduler_type=cosine"]` as a dict; a lone flag is true."""
+    values: dict = {}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            raise ConfigError(f"unexpected argument {argument!r}: overrides are written --key value")
+        name, has_value, text = argument[2:].partition("=")
+        if not has_value:
+            is_flag = not remaining or remaining[0].startswith("--")
+            text = "true" if is_flag else remaining.pop(0)
+        values[name.replace("-", "_")] = _parse_value(text)
+    return values
+
+
+def _parse_value(text: str):
+    if text.lower() in ("true", "false", "none", "null"):
+        return {"true": True, "false": False}.get(text.lower())
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _read(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold one JSON object with settings, not a {type(values).__name__}")
+    # keys that begin with an underscore are the user's comments
+    return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
+def _unknown_key(name: str) -> str:
+    known = [*OWN_KEYS, *TRAINER_KEYS, *RENAMED, *WITHOUT_EFFECT]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]}?" if nearest else "see ovis25 train --help for the keys"
+    return f"unknown key {name!r}; {hint}"
+
+
+def _coerce(name: str, value, annotation):
+    """The value as the type that the setting has; numbers written as text become numbers."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    accepted = typing.get_args(annotation) if is_union else (annotation,)
+    if value is None:
+        # what null means for a setting that has no null: its default
+        return None
+    if isinstance(value, bool):
+        if bool in accepted or not set(accepted) <= {int, float, type(None)}:
+            return value
+    elif bool in accepted and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    elif int in accepted and float not in accepted and _is_number(value):
+        if float(value) == int(float(value)):
+            return int(float(value))
+    elif float in accepted and _is_number(value):
+        return float(value)
+    elif not set(accepted) <= {int, float, bool, type(None)}:
+        return value
+    expected = " or ".join(t.__name__ for t in accepted if t is not type(None))
+    raise ConfigError(f"{name} is {value!r}, but it must be {expected}")
+
+
+def _is_number(value) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check(config: TrainConfig, path: Path) -> None:
+    for name in ("model_path", "data_path"):
+        if not getattr(config, name):
+            raise ConfigError(f"{path.name}: {name} is missing")
+    for name, choices in _CHOICES.items():
+        value = getattr(config, name)
+        if value is not None and value not in choices:
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    for name in ("multimodal_max_length", "text_max_length"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
+def _resolve_paths(config: TrainConfig) -> None:
+    """Make every input path absolute; names that are no paths (tiny, hub names) stay."""
+    for name in ("data_path", "eval_data_path", "image_folder"):
+        value = getattr(config, name)
+        if value and not value.startswith("tiny:"):
+            setattr(config, name, str(_resolve(name, value, config.config_dir)))
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        value = config.trainer.get(name)
+        if isinstance(value, str) and value.endswith((".json", ".yaml")):
+            config.trainer[name] = str(_resolve(name, value, config.config_dir))
+    try:
+        config.model_path = str(resolve_input(config.model_path, config.config_dir))
+    except FileNotFoundError:
+        if config.model_path.startswith((".", "/", "~")):
+            raise
+    config.output_dir = str(Path(config.output_dir).expanduser().absolute())
+
+
+def _resolve(name: str, value: str, config_dir: str) -> Path:
+    try:
+        return resolve_input(value, config_dir)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error

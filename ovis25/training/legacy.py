@@ -1,0 +1,89 @@
+"""Config names of older releases and of the upstream scripts: translated, or reported as without effect."""
+
+import dataclasses
+
+from transformers import TrainingArguments
+
+_TRANSFORMERS_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+
+RENAMED = {
+    "ovis_pretrained_path": "model_path",
+    "model_name_or_path": "model_path",
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",  # a value below 1 is a ratio there
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "no_cuda": "use_cpu",
+    "train_attn_implementation": "attn_implementation",
+    "llm_attn_implementation": "attn_implementation",
+}
+# newer transformers renamed these; both directions, so that one config serves every supported version
+for _old, _new in (
+    ("gradient_checkpointing", "activation_checkpointing"),
+    ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+):
+    if _new in _TRANSFORMERS_NAMES:
+        RENAMED[_old] = _new
+    else:
+        RENAMED[_new] = _old
+
+WITHOUT_EFFECT = {
+    "stage": "the stage is what train_modules selects",
+    "data_name": "the data is what data_path names",
+    "data_type": "samples tell their own kind",
+    "data_info_version": "the data is what data_path names",
+    "visual_vocab_size": "the checkpoint fixes it",
+    "conversation_formatter_class": "the checkpoint fixes it",
+    "visual_tokenizer_class": "the checkpoint fixes it",
+    "accepts_loss_kwargs": "the loss is always the mean over the learned tokens of the step",
+    "vit_attn_implementation": "the vision encoder chooses its kernel itself",
+    "visual_max_tokens": "use single_image_max_pixels and its relatives",
+    "logging_dir": "set the TENSORBOARD_LOGGING_DIR variable instead",
+    "save_safetensors": "weights are always saved as safetensors",
+    "include_tokens_per_second": "the progress line always shows tokens/s",
+    "monitor_step": "use logging_steps",
+    "model_init_seed": "use seed",
+    "cache_dir": "set the HF_HOME variable instead",
+    "trust_remote_code": "the model's code is this package",
+    "fp16_backend": "mixed precision is torch's own",
+    "half_precision_backend": "mixed precision is torch's own",
+    "use_ipex": "removed from transformers",
+    "use_mps_device": "the device is found",
+    "past_index": "removed from transformers",
+    "ray_scope": "removed from transformers",
+    "torchdynamo": "use torch_compile",
+    "dispatch_batches": "removed from transformers",
+    "split_batches": "removed from transformers",
+    "do_train": "train_theo.py always trains",
+    "do_predict": "train_theo.py only trains and evaluates",
+    "remove_unused_columns": "samples have no columns to remove",
+}
+
+
+def translate(values: dict) -> tuple[dict, list[str]]:
+    """Rename old keys; returns the new dict and one note per key that was renamed or has no effect.
+
+    Raises:
+        ValueError: an old and a new name of the same setting disagree.
+    """
+    translated, notes = {}, []
+    written_as: dict[str, str] = {}
+    for name, value in values.items():
+        if name == "group_by_length":
+            notes.append("group_by_length is train_sampling_strategy now: translated")
+            name, value = "train_sampling_strategy", "group_by_length" if value else "random"
+        if name in WITHOUT_EFFECT:
+            notes.append(f"{name} has no effect here: {WITHOUT_EFFECT[name]}")
+            continue
+        new_name = RENAMED.get(name, name)
+        if new_name != name and name not in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            notes.append(f"{name} is {new_name} now: translated")
+        if translated.get(new_name, value) != value:
+            raise ValueError(
+                f"{written_as[new_name]}={translated[new_name]!r} and {name}={value!r} are the same setting "
+                "with two values; keep one"
+            )
+        written_as[new_name] = name
+        translated[new_name] = value
+    return translated, notes

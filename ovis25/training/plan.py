@@ -1,0 +1,129 @@
+"""The plan of a run: how many steps, when it evaluates and saves, what is trained and how fast."""
+
+import math
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Steps:
+    """How often the optimizer steps, counted as Trainer counts."""
+
+    per_epoch: int
+    total: int
+    effective_batch: int
+
+
+def count_steps(
+    num_samples: int,
+    per_device_batch: int,
+    num_devices: int,
+    gradient_accumulation: int,
+    num_epochs: float,
+    max_steps: int = -1,
+    drop_last: bool = False,
+) -> Steps:
+    """Optimizer steps of a run; a last, smaller batch or accumulation counts as a step.
+
+    100 samples, batch 4 on 2 devices with accumulation 3: 25 batches, 13 per device, 5 steps an epoch.
+    """
+    divide = math.floor if drop_last else math.ceil
+    batches_per_device = divide(divide(num_samples / per_device_batch) / num_devices)
+    per_epoch = max(math.ceil(batches_per_device / gradient_accumulation), 1)
+    total = max_steps if max_steps > 0 else math.ceil(num_epochs * per_epoch)
+    return Steps(per_epoch, total, per_device_batch * num_devices * gradient_accumulation)
+
+
+@dataclass
+class Plan:
+    """Everything that is known before the first step; printed and saved as train_plan.json."""
+
+    model: str
+    output_dir: str
+    device: str
+    num_devices: int
+    precision: str
+    data: dict
+    eval_data: dict | None
+    per_device_batch: int
+    gradient_accumulation: int
+    effective_batch: int
+    num_epochs: float
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    schedule: str
+    evaluates: str
+    saves: str
+    early_stopping: str
+    modules: dict[str, dict]
+    optimizer_groups: list[dict]
+    resumes_from: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def render(self) -> str:
+        """The plan as lines that people read."""
+        lines = [
+            ("model", self.model),
+            ("output", self.output_dir),
+            ("device", f"{self.num_devices} x {self.device}, {self.precision}"),
+            ("samples", _describe_data(self.data)),
+            ("evaluation", _describe_data(self.eval_data) if self.eval_data else "none"),
+            (
+                "batch",
+                f"{self.per_device_batch} per device x {self.num_devices} devices x {self.gradient_accumulation} "
+                f"accumulated = {self.effective_batch}",
+            ),
+            (
+                "steps",
+                f"{self.total_steps:,} in all, {self.steps_per_epoch:,} an epoch "
+                f"({self.total_steps / self.steps_per_epoch:.2f} epochs), {self.warmup_steps} to warm up, "
+                f"{self.schedule}",
+            ),
+            ("evaluates", self.evaluates),
+            ("saves", self.saves),
+            ("stops early", self.early_stopping),
+            ("trains", ""),
+        ]
+        width = max(len(name) for name, _ in lines)
+        text = [f"  {name:<{width}}  {value}".rstrip() for name, value in lines]
+        for name, counts in self.modules.items():
+            share = f"{counts['trained'] / 1e6:,.2f} M of {counts['total'] / 1e6:,.2f} M parameters"
+            text.append(f"    {name:<22} {share if counts['trained'] else 'frozen'}")
+        for group in self.optimizer_groups:
+            text.append(
+                f"    optimizer: {group['module']:<22} learning rate {group['learning_rate']:g}, "
+                f"weight decay {group['weight_decay']:g}"
+            )
+        if self.resumes_from:
+            text.append(f"  resumes from {self.resumes_from}")
+        text += [f"  note: {note}" for note in self.notes]
+        return "\n".join(["The plan", *text])
+
+
+def _describe_data(data: dict) -> str:
+    about = "about " if data["is_estimate"] else ""
+    text = (
+        f"{data['num_samples']:,} ({about}{data['total_tokens']:,} tokens, {data['learned_tokens']:,} learned, "
+        f"longest {data['longest']:,})"
+    )
+    if data["num_skipped"]:
+        text += f", {data['num_skipped']:,} left out"
+    if data["num_shrunk"]:
+        text += f", {data['num_shrunk']:,} shrunk to fit"
+    return text
+
+
+def optimizer_groups(groups: list[dict]) -> list[dict]:
+    """Module, learning rate and weight decay of each group, as the optimizer holds them."""
+    return [
+        {
+            "module": group.get("module", "all"),
+            # a schedule keeps the base rate here and the current one, 0 while warming up, in lr
+            "learning_rate": group.get("initial_lr", group["lr"]),
+            "weight_decay": group["weight_decay"],
+        }
+        for group in groups
+    ]

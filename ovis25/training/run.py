@@ -1,0 +1,221 @@
+"""One training run from config to final folder. Read `train` first: it is the whole flow."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from ovis25.checkpoint import resolve_checkpoint
+from ovis25.data import ConversationDataset
+from ovis25.data.collator import Collator
+from ovis25.processing import Ovis2_5Processor
+from ovis25.tiny.build import resolve_model_path
+from ovis25.training import build, checkpoints
+from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
+from ovis25.training.config import TrainConfig
+from ovis25.training.modules import choose_trained, count_parameters, parameter_groups, parse_train_modules
+from ovis25.training.plan import Plan, optimizer_groups
+from ovis25.training.report import draw_curves
+from ovis25.training.trainer import OvisTrainer
+
+PLAN_NAME = "train_plan.json"
+CURVES_NAME = "loss_curve.png"
+SKIPPED_NAME = "skipped_samples.jsonl"
+
+
+@dataclass
+class Datasets:
+    train: ConversationDataset
+    evaluation: ConversationDataset | None
+
+
+def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
+    """Run a config to its end, or on from where it was interrupted.
+
+    Returns the results that are also saved (`finished`, `stop_reason`, `best_eval_loss`, ...), or None after a
+    dry run, which prints the plan, loads no weights and writes nothing.
+
+    Raises:
+        ConfigError, DataError, FileNotFoundError: what the user can mend; the message says how.
+    """
+    # 1. is there anything to do?
+    wish = config.trainer.get("resume_from_checkpoint")
+    if not dry_run and config.overwrite_output_dir and build.is_main_process():
+        checkpoints.delete_run(config.output_dir)
+    if not config.overwrite_output_dir and not wish:
+        checkpoints.check_same_run(config.output_dir, config.to_dict())
+        finished = checkpoints.read_results(config.output_dir)
+        if finished and not dry_run:
+            say(f"{config.output_dir} holds this run, finished ({finished['stop_reason']}); nothing to train")
+            return finished
+
+    # 2. the data, checked and counted by the processor alone
+    folder = resolve_checkpoint(resolve_model_path(config.model_path))
+    processor = Ovis2_5Processor.from_pretrained(folder)
+    processor.limits = build.visual_limits(config)
+    data = load_data(config, processor)
+
+    # 3. the settings
+    steps = build.steps_of(config, len(data.train))
+    precision = build.choose_precision(config)
+    arguments = build.training_arguments(config, precision, steps)
+    # one process drives one device
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    set_seed(arguments.seed)
+
+    # 4. the model, and which of it is trained
+    model = build.build_model(config, folder, precision.weights, without_weights=dry_run)
+    chosen = choose_trained(
+        model, parse_train_modules(config.train_modules), config.freeze_vision_tower, config.freeze_llm
+    )
+    plan = make_plan(config, data, steps, precision, arguments, model)
+    if dry_run:
+        groups = parameter_groups(model, chosen, set(), arguments.learning_rate, arguments.weight_decay)
+        plan.optimizer_groups = optimizer_groups(groups)
+        say(plan.render())
+        return None
+
+    # 5. the trainer
+    checkpoint = checkpoints.resume_checkpoint(config.output_dir, wish)
+    trainer = OvisTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        processing_class=processor,
+        chosen=chosen,
+        callbacks=[],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(PlanAnnouncement(plan, config, data, checkpoint))
+    trainer.add_callback(ProgressLine(trainer.token_counter))
+    trainer.add_callback(FiniteLoss())
+    if patience := build.early_stopping_patience(config, arguments):
+        trainer.add_callback(EarlyStopping(patience, config.early_stopping_threshold))
+
+    # 6. training
+    started = time.monotonic()
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    # 7. the final folder, complete and readable by everyone who reads a released one
+    save_final(trainer, folder)
+    results = collect_results(trainer, config, output, time.monotonic() - started)
+    if build.is_main_process():
+        title = f"{Path(config.output_dir).name}: {results['stop_reason'].split(':')[0]}"
+        draw_curves(trainer.state.log_history, Path(config.output_dir) / CURVES_NAME, title)
+        checkpoints.write_json(Path(config.output_dir) / checkpoints.RESULTS_NAME, results)
+    say(f"\n{results['stop_reason']}\nThe model lies in {config.output_dir} (curves: {CURVES_NAME})")
+    PartialState().wait_for_everyone()
+    return results
+
+
+def say(text: str) -> None:
+    if build.is_main_process():
+        print(text, flush=True)
+
+
+def load_data(config: TrainConfig, processor: Ovis2_5Processor) -> Datasets:
+    train_set = build.build_dataset(config, "data_path", processor)
+    evaluation = build.build_dataset(config, "eval_data_path", processor) if config.eval_data_path else None
+    return Datasets(train_set, evaluation)
+
+
+def make_plan(config, data: Datasets, steps, precision, arguments, model) -> Plan:
+    """What this run will do; the optimizer's groups are filled in from the optimizer that runs."""
+    stopping = build.early_stopping_patience(config, arguments)
+    return Plan(
+        model=config.model_path,
+        output_dir=config.output_dir,
+        device=precision.device,
+        num_devices=arguments.world_size,
+        precision=precision.description,
+        data=dataclasses.asdict(data.train.statistics()),
+        eval_data=dataclasses.asdict(data.evaluation.statistics()) if data.evaluation else None,
+        per_device_batch=arguments.per_device_train_batch_size,
+        gradient_accumulation=arguments.gradient_accumulation_steps,
+        effective_batch=steps.effective_batch,
+        num_epochs=arguments.num_train_epochs,
+        steps_per_epoch=steps.per_epoch,
+        total_steps=steps.total,
+        warmup_steps=arguments.get_warmup_steps(steps.total),
+        schedule=f"{arguments.lr_scheduler_type} schedule",
+        evaluates=_rhythm_text(arguments.eval_strategy, arguments.eval_steps, steps, "never"),
+        saves=_rhythm_text(arguments.save_strategy, arguments.save_steps, steps, "only at the end")
+        + (f", keeps {arguments.save_total_limit}" if arguments.save_total_limit else ""),
+        early_stopping=f"after {stopping} evaluations without improvement" if stopping else "no",
+        modules={
+            part: {"trained": trained, "total": total} for part, (trained, total) in count_parameters(model).items()
+        },
+        optimizer_groups=[],
+        notes=[*config.notes, *([precision.note] if precision.note else [])],
+    )
+
+
+def _rhythm_text(strategy: str, every: float | None, steps, never: str) -> str:
+    if strategy == "no":
+        return never
+    if strategy == "epoch":
+        return f"every epoch ({steps.per_epoch} steps)"
+    if strategy == "best":
+        return "when the evaluation is the best so far"
+    every = math.ceil(every * steps.total) if every < 1 else int(every)
+    return f"every {every} steps ({steps.total // every} times)"
+
+
+class PlanAnnouncement(TrainerCallback):
+    """Prints and saves the plan once the optimizer exists, with the learning rates that it really holds."""
+
+    def __init__(self, plan: Plan, config: TrainConfig, data: Datasets, checkpoint: Path | None):
+        self.plan, self.config, self.data, self.checkpoint = plan, config, data, checkpoint
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.plan.total_steps = state.max_steps
+        self.plan.optimizer_groups = optimizer_groups(optimizer.param_groups)
+        if self.checkpoint:
+            self.plan.resumes_from = f"{self.checkpoint.name} (step {state.global_step} of {state.max_steps})"
+        output_dir = Path(self.config.output_dir)
+        say(self.plan.render())
+        _, incomplete = checkpoints.find_checkpoints(output_dir)
+        for folder in incomplete:
+            say(f"  note: {folder.name} was not written to its end and is passed over")
+        checkpoints.write_json(output_dir / checkpoints.CONFIG_NAME, self.config.to_dict())
+        checkpoints.write_json(output_dir / PLAN_NAME, self.plan.to_dict())
+        for dataset in (self.data.train, self.data.evaluation):
+            if dataset is not None and dataset.skipped:
+                dataset.write_skipped(output_dir / SKIPPED_NAME)
+
+
+def save_final(trainer: OvisTrainer, base_folder: Path) -> None:
+    """Save in the base checkpoint's dtype: float32 training of a bfloat16 model gives a bfloat16 model."""
+    if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
+        base_dtype = trainer.model.config._base_dict.get("torch_dtype", "float32")
+        trainer.model.to(getattr(torch, base_dtype))
+    trainer.save_model()
+
+
+def collect_results(trainer: OvisTrainer, config: TrainConfig, output, seconds: float) -> dict:
+    """What train_results.json holds."""
+    state = trainer.state
+    stopping = next((c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStopping)), None)
+    reason = stopping.reason if stopping else None
+    best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+    return {
+        "finished": True,
+        "stop_reason": reason or f"all {state.global_step} steps are done ({state.epoch:.2f} epochs)",
+        "global_step": state.global_step,
+        "train_loss": output.training_loss,
+        "best_eval_loss": state.best_metric,
+        "best_checkpoint": best,
+        "train_seconds": round(seconds, 1),
+        "train_tokens": trainer.token_counter.total() * trainer.args.world_size,
+        "peak_device_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "model_path": config.model_path,
+    }
