@@ -7,38 +7,50 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+PROCESSOR_CONFIG_NAME = "processor_config.json"
+
 _SIDE_SUFFIXES = (".json", ".txt", ".jinja", ".py", ".model")
 # what the model writes itself, or what belongs to one training run
 _NOT_SIDE_FILES = (
     "config.json", "trainer_state.json", "train_config.json", "train_plan.json", "train_results.json",
     "eval_results.json", "all_results.json", "adapter_config.json",
 )  # fmt: skip
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def resolve_checkpoint(name_or_path: str | Path) -> Path:
+def hub_arguments(kwargs: dict) -> dict:
+    """Those of `from_pretrained`'s keyword arguments that say what to fetch from the hub, and how."""
+    return {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def resolve_checkpoint(name_or_path: str | Path, marker: str = "config.json", **hub_kwargs) -> Path:
     """The folder of a checkpoint: an existing one as it is, a hub name downloaded (or found in the cache) whole.
 
+    `marker` is the file that tells a checkpoint from any other folder. `hub_kwargs` (`revision`, `cache_dir`, ...) go
+    to huggingface_hub's `snapshot_download`.
+
     Raises:
-        FileNotFoundError: no such folder; a folder without `config.json`; a hub name that cannot be reached.
+        FileNotFoundError: no such folder; a folder without the marker; a hub name that cannot be reached.
             The message says where it looked and what to do.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / marker).is_file():
             found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-            raise FileNotFoundError(f"{folder} holds no config.json, so it is no checkpoint folder (it holds {found})")
+            raise FileNotFoundError(f"{folder} holds no {marker}, so it is no checkpoint folder (it holds {found})")
         return folder
     name = str(name_or_path)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise FileNotFoundError(
             f"{name} is neither a folder here ({folder.absolute()}) nor a hub name like AIDC-AI/Ovis2.5-2B"
         )
+    cache = hub_kwargs.get("cache_dir", hub_constants.HF_HUB_CACHE)
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, **hub_kwargs))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}). "
-            f"Searched the cache {hub_constants.HF_HUB_CACHE}. Either connect to the hub once "
+            f"Searched the cache {cache}. Either connect to the hub once "
             f"(hf download {name}), or give the path of a downloaded folder, or try the framework without any "
             "download: bash src_theo/train_launch.sh src_theo/train_config_tiny.json 1"
         ) from error
@@ -57,10 +69,15 @@ def side_files(folder: str | Path) -> list[Path]:
 
 
 def copy_side_files(source: str | Path, target: str | Path) -> None:
-    """Copy the side files byte for byte; folders that are the same are left alone."""
+    """Copy the side files byte for byte; folders that are the same are left alone.
+
+    A processor's limits that the target already holds are kept: the run that saves there wrote them.
+    """
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():
         return
     target.mkdir(parents=True, exist_ok=True)
     for file in side_files(source):
+        if file.name == PROCESSOR_CONFIG_NAME and (target / file.name).exists():
+            continue
         shutil.copyfile(file, target / file.name)

@@ -28,6 +28,9 @@ _VIT_KEYS = (
     "num_patches", "patch_size", "preserve_original_pe", "temporal_patch_size", "use_rope", "window_size",
 )  # fmt: skip
 
+# Where a configuration came from, which transformers adds to what the file holds.
+_NOT_SAVED = ("_name_or_path", "_commit_hash")
+
 
 class SiglipNavitConfig(PreTrainedConfig):
     """The vision encoder's part of the configuration (`vit_config`), under the released names."""
@@ -94,8 +97,9 @@ class Ovis2_5_Config(PreTrainedConfig):
     def from_dict(cls, config_dict, **kwargs):
         loaded = super().from_dict(config_dict, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
-        config._base_dict = copy.deepcopy(config_dict)
-        config._loaded_values = config._released_values()
+        config._base_dict = {key: value for key, value in copy.deepcopy(config_dict).items() if key not in _NOT_SAVED}
+        # of the file alone: what keyword arguments changed is written
+        config._loaded_values = super().from_dict(config_dict)._released_values()
         return loaded
 
     def get_text_config(self, decoder=None, encoder=None):
@@ -105,7 +109,6 @@ class Ovis2_5_Config(PreTrainedConfig):
         """The dict that `config.json` is written from: the loaded file's keys, with only what changed."""
         values, loaded = self._released_values(), self._loaded_values
         base = copy.deepcopy(self._base_dict or _RELEASED_KEYS)
-        base.pop("_name_or_path", None)
         for path, value in values.items():
             if loaded.get(path, _ABSENT) != value:
                 section = base.setdefault(path[0], {}) if len(path) == 2 else base

@@ -11,7 +11,7 @@ from transformers import GenerationMixin, PreTrainedModel, Qwen3ForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ovis25.checkpoint import copy_side_files, resolve_checkpoint
+from ovis25.checkpoint import copy_side_files, hub_arguments, resolve_checkpoint
 from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, VISUAL_ATOM_ID
 from ovis25.model.config import Ovis2_5_Config
 from ovis25.model.loss import next_token_loss
@@ -50,12 +50,21 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
 
         Raises:
             FileNotFoundError: no such folder, or the hub cannot be reached; names where it looked.
+            ValueError: the folder's weights have other names: nothing is half loaded.
         """
-        folder = resolve_checkpoint(pretrained_model_name_or_path)
-        loaded = super().from_pretrained(folder, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        with_info = kwargs.pop("output_loading_info", False)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, **hub_arguments(kwargs))
+        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+            raise ValueError(
+                f"{folder} lacks {len(missing)} weights of the released layout, {', '.join(missing[:3])} and so on, "
+                f"and holds {len(unexpected)} under other names: {', '.join(unexpected[:3]) or 'none'}"
+            )
+        # loading makes every parameter trainable again
+        model.visual_tokenizer.vit.vision_model.post_layernorm.requires_grad_(False)
         model.base_folder = folder
-        return loaded
+        return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Write the released layout: weights, `config.json`, and the side files of the folder this model came from."""
@@ -84,6 +93,9 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self):
         return self.llm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings):
+        self.llm.set_output_embeddings(new_embeddings)
 
     def get_visual_embeddings(self, pixel_values: torch.Tensor, grid_thws: torch.Tensor) -> torch.Tensor:
         """(N, K) pixels and (images, 3) grids -> (M, H), in the order of `grid_thws`."""

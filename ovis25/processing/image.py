@@ -66,8 +66,6 @@ def _describe(source: ImageSource) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255
         values = np.asarray(image, dtype=np.float64)
@@ -77,7 +75,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -131,9 +129,7 @@ def num_visual_tokens(grid_thw: tuple[int, int, int]) -> int:
     return frames * height * width // HIDDEN_STRIDE**2
 
 
-def patchify(
-    frames: list[Image.Image], min_pixels: int, max_pixels: int
-) -> tuple[np.ndarray, tuple[int, int, int]]:
+def patchify(frames: list[Image.Image], min_pixels: int, max_pixels: int) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Resize RGB frames to the size that fits the first one, and cut them into patches.
 
     Returns (frames*h*w, 768) float32 in [-1, 1], and the grid (frames, h, w) in patches. Rows run in the order

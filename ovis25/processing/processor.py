@@ -1,6 +1,7 @@
 """The processor: everything between raw samples and the model's tensors, without the model."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from ovis25.checkpoint import copy_side_files, resolve_checkpoint
-from ovis25.processing.chat import tokenize, training_text
+from ovis25.checkpoint import PROCESSOR_CONFIG_NAME, copy_side_files, hub_arguments, resolve_checkpoint
+from ovis25.processing.chat import count_placeholders, tokenize, training_text
 from ovis25.processing.image import ImageSource, open_image, patchify
 from ovis25.processing.limits import INFERENCE_LIMITS, LIMIT_NAMES, VisualLimits
 from ovis25.processing.video import load_video, sample_frames
@@ -20,7 +21,14 @@ VideoSource = str | Path | Sequence[ImageSource]
 Budget = tuple[int, int]
 Grid = tuple[int, int, int]
 
-_CONFIG_NAME = "processor_config.json"
+# Arguments of other processors, and the values for which they ask for what this one does anyway.
+_ANYWAY = {
+    "return_tensors": ("pt",),
+    "padding": (True, "longest"),
+    "padding_side": ("left",),
+    "truncation": (False, None),
+    "add_special_tokens": (False,),
+}
 
 
 class Ovis2_5Processor(ProcessorMixin):
@@ -40,19 +48,19 @@ class Ovis2_5Processor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
         self.limits = limits
         self.base_folder: Path | None = None
-        self._loaded_vocab = len(tokenizer)
+        self._loaded_vocab, self._loaded_template = len(tokenizer), tokenizer.chat_template
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **limits):
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Read a folder or hub name: its tokenizer and, where a training run wrote them, its limits.
 
         Keyword arguments override single limits (`max_frames=16`). Raises FileNotFoundError as the model does.
         """
-        folder = resolve_checkpoint(pretrained_model_name_or_path)
+        folder = resolve_checkpoint(pretrained_model_name_or_path, "tokenizer_config.json", **hub_arguments(kwargs))
         saved = {}
-        if (folder / _CONFIG_NAME).is_file():
-            saved = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-        changes = {name: value for name, value in {**saved, **limits}.items() if name in LIMIT_NAMES}
+        if (folder / PROCESSOR_CONFIG_NAME).is_file():
+            saved = json.loads((folder / PROCESSOR_CONFIG_NAME).read_text(encoding="utf-8"))
+        changes = {name: value for name, value in {**saved, **kwargs}.items() if name in LIMIT_NAMES}
         processor = cls(AutoTokenizer.from_pretrained(folder), limits=replace(INFERENCE_LIMITS, **changes))
         processor.base_folder = folder
         return processor
@@ -65,8 +73,14 @@ class Ovis2_5Processor(ProcessorMixin):
             copy_side_files(self.base_folder, folder)
         else:
             self.tokenizer.save_pretrained(folder)
-        config = {"processor_class": type(self).__name__, **asdict(self.limits)}
-        (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if self.chat_template != self._loaded_template:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        config = json.dumps(self.to_dict(), indent=2)
+        (folder / PROCESSOR_CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, object]:
+        """What `processor_config.json` holds."""
+        return {"processor_class": type(self).__name__, **asdict(self.limits)}
 
     def __call__(
         self,
@@ -89,6 +103,7 @@ class Ovis2_5Processor(ProcessorMixin):
             `input_ids`, `attention_mask` (B, T), left-padded; with visuals `pixel_values` (N, 768) float32 and
             `grid_thws` (images, 3).
         """
+        _warn_of_ignored(kwargs)
         if text is None:
             raise ValueError("text is missing: give the prompt, with <image> or <video> where visuals belong")
         texts = [text] if isinstance(text, str) else list(text)
@@ -96,6 +111,7 @@ class Ovis2_5Processor(ProcessorMixin):
         videos_per_text = _per_text(videos, texts, isinstance(text, str), keep_lists=True)
         rows, pixels, grids = [], [], []
         for prompt, prompt_images, prompt_video in zip(texts, images_per_text, videos_per_text, strict=True):
+            _check_placeholders(prompt, prompt_images, prompt_video)
             prompt_pixels, prompt_grids = self.preprocess(prompt_images, prompt_video, (min_pixels, max_pixels))
             rows.append(tokenize(self.tokenizer, prompt, prompt_grids)[0])
             pixels += prompt_pixels
@@ -108,17 +124,18 @@ class Ovis2_5Processor(ProcessorMixin):
         """Render messages (one conversation or a batch) with the checkpoint's template.
 
         Content parts are {"type": "text", "text"}, {"type": "image", "image"}, {"type": "video", "video"}; `url` and
-        `path` stand for `image` too. `enable_thinking=False` closes the thinking block beforehand.
+        `path` stand for `image` too. `enable_thinking=False` closes the thinking block beforehand; it and the other
+        keyword arguments beside the pixel budget go to the tokenizer's method of this name.
 
         Returns:
             The text; with `tokenize=True` the tensors of a call (or, without `return_dict`, the ids).
         """
-        template_kwargs = {k: kwargs.pop(k) for k in ("add_generation_prompt", "enable_thinking") if k in kwargs}
+        budget = {k: kwargs.pop(k) for k in ("min_pixels", "max_pixels") if k in kwargs}
         is_batch = isinstance(conversation[0], (list, tuple))
         conversations = conversation if is_batch else [conversation]
         texts = [
             self.tokenizer.apply_chat_template(
-                messages, chat_template=chat_template or self.chat_template, tokenize=False, **template_kwargs
+                messages, chat_template=chat_template or self.chat_template, tokenize=False, **kwargs
             )
             for messages in conversations
         ]
@@ -129,7 +146,6 @@ class Ovis2_5Processor(ProcessorMixin):
         for found in videos:
             if len(found) > 1:
                 raise ValueError(f"a conversation holds {len(found)} videos; Ovis2.5 takes one")
-        budget = {k: kwargs[k] for k in ("min_pixels", "max_pixels") if k in kwargs}
         batch = self(images, texts, [found[0] if found else None for found in videos], **budget)
         return batch if return_dict else batch["input_ids"]
 
@@ -174,14 +190,18 @@ class Ovis2_5Processor(ProcessorMixin):
         """`input_ids` and `attention_mask` (B, T), padded on the left for generation."""
         longest = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
+        ids = [[pad] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         return {
-            "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+            "input_ids": torch.tensor(ids, dtype=torch.int64),
+            "attention_mask": torch.tensor(mask, dtype=torch.int64),
         }
 
-    def decode(self, token_ids, **kwargs) -> str:
-        """The text of ids; visual markers are passed over."""
+    def decode(self, token_ids, **kwargs) -> str | list[str]:
+        """The text of ids (a list of texts for rows of ids); visual markers are passed over."""
         ids = torch.as_tensor(token_ids)
+        if ids.dim() > 1:
+            return self.batch_decode(ids, **kwargs)
         return self.tokenizer.decode(ids[ids >= 0].tolist(), **kwargs)
 
     def batch_decode(self, sequences, **kwargs) -> list[str]:
@@ -212,6 +232,22 @@ def _per_text(visuals, texts: list[str], is_single: bool, keep_lists: bool = Fal
     if keep_lists:
         return list(entries)
     return [entry if isinstance(entry, (list, tuple)) or entry is None else [entry] for entry in entries]
+
+
+def _check_placeholders(text: str, images: list | None, video: VideoSource | None) -> None:
+    found, given = count_placeholders(text), (len(images or ()), int(video is not None))
+    if found != given:
+        raise ValueError(
+            f"the text holds {found[0]} <image> and {found[1]} <video>, but {given[0]} images and {given[1]} videos "
+            "were given; each visual needs its placeholder"
+        )
+
+
+def _warn_of_ignored(kwargs: dict) -> None:
+    """transformers' own callers pass some arguments that ask for what is done anyway; others change nothing here."""
+    ignored = [f"{name}={value!r}" for name, value in kwargs.items() if value not in _ANYWAY.get(name, ())]
+    if ignored:
+        warnings.warn(f"Ovis2_5Processor does not use {', '.join(ignored)}", stacklevel=3)
 
 
 def _visuals(messages: list[dict], kind: str) -> list:

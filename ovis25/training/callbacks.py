@@ -24,11 +24,6 @@ class EarlyStopping(TrainerCallback, ExportableState):
         self.best: float | None = None
         self.reason: str | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.reason:
-            # interrupted between the decision and the final save: decided is decided
-            control.should_training_stop = True
-
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         value = (metrics or {}).get(self.metric)
         if value is None:

@@ -92,10 +92,14 @@ class Plan:
         for name, counts in self.modules.items():
             share = f"{counts['trained'] / 1e6:,.2f} M of {counts['total'] / 1e6:,.2f} M parameters"
             text.append(f"    {name:<22} {share if counts['trained'] else 'frozen'}")
-        for group in self.optimizer_groups:
+        for module in dict.fromkeys(group["module"] for group in self.optimizer_groups):
+            groups = [group for group in self.optimizer_groups if group["module"] == module]
+            # norms and biases do not decay: one module may stand in two groups
+            rates, decays = (
+                {f"{group[name]:g}": None for group in groups} for name in ("learning_rate", "weight_decay")
+            )
             text.append(
-                f"    optimizer: {group['module']:<22} learning rate {group['learning_rate']:g}, "
-                f"weight decay {group['weight_decay']:g}"
+                f"    optimizer: {module}, learning rate {' and '.join(rates)}, weight decay {' and '.join(decays)}"
             )
         if self.resumes_from:
             text.append(f"  resumes from {self.resumes_from}")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers.trainer_utils import SchedulerType
 
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.data import ConversationDataset
@@ -99,13 +100,16 @@ def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
     if patience := build.early_stopping_patience(config, arguments):
         trainer.add_callback(EarlyStopping(patience, config.early_stopping_threshold))
 
-    # 6. training
+    # 6. training, unless only the final save was missing
     started = time.monotonic()
-    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and is_over(checkpoint, steps.total) and not trainer.is_deepspeed_enabled:
+        load_ended(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # 7. the final folder, complete and readable by everyone who reads a released one
     save_final(trainer, folder)
-    results = collect_results(trainer, config, output, time.monotonic() - started)
+    results = collect_results(trainer, config, time.monotonic() - started)
     if build.is_main_process():
         title = f"{Path(config.output_dir).name}: {results['stop_reason'].split(':')[0]}"
         draw_curves(trainer.state.log_history, Path(config.output_dir) / CURVES_NAME, title)
@@ -144,7 +148,7 @@ def make_plan(config, data: Datasets, steps, precision, arguments, model) -> Pla
         steps_per_epoch=steps.per_epoch,
         total_steps=steps.total,
         warmup_steps=arguments.get_warmup_steps(steps.total),
-        schedule=f"{arguments.lr_scheduler_type} schedule",
+        schedule=f"{SchedulerType(arguments.lr_scheduler_type).value} schedule",
         evaluates=_rhythm_text(arguments.eval_strategy, arguments.eval_steps, steps, "never"),
         saves=_rhythm_text(arguments.save_strategy, arguments.save_steps, steps, "only at the end")
         + (f", keeps {arguments.save_total_limit}" if arguments.save_total_limit else ""),
@@ -193,6 +197,21 @@ class PlanAnnouncement(TrainerCallback):
                 dataset.write_skipped(output_dir / SKIPPED_NAME)
 
 
+def is_over(checkpoint: Path, total_steps: int) -> bool:
+    """Whether the interrupted run had taken its last step: Trainer would take one more."""
+    state = checkpoints.read_state(checkpoint)
+    stopping = state["stateful_callbacks"].get("EarlyStopping")
+    return state["global_step"] >= total_steps or bool(stopping and stopping["attributes"]["reason"])
+
+
+def load_ended(trainer: OvisTrainer, checkpoint: Path) -> None:
+    """The weights and the state that the interrupted run ended with."""
+    say(f"{checkpoint.name} is the end of this run; only the final folder is missing")
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer._load_callback_state()
+    trainer._load_from_checkpoint(trainer.state.best_model_checkpoint or str(checkpoint))
+
+
 def save_final(trainer: OvisTrainer, base_folder: Path) -> None:
     """Save in the base checkpoint's dtype: float32 training of a bfloat16 model gives a bfloat16 model."""
     if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
@@ -201,7 +220,7 @@ def save_final(trainer: OvisTrainer, base_folder: Path) -> None:
     trainer.save_model()
 
 
-def collect_results(trainer: OvisTrainer, config: TrainConfig, output, seconds: float) -> dict:
+def collect_results(trainer: OvisTrainer, config: TrainConfig, seconds: float) -> dict:
     """What train_results.json holds."""
     state = trainer.state
     stopping = next((c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStopping)), None)
@@ -211,7 +230,7 @@ def collect_results(trainer: OvisTrainer, config: TrainConfig, output, seconds: 
         "finished": True,
         "stop_reason": reason or f"all {state.global_step} steps are done ({state.epoch:.2f} epochs)",
         "global_step": state.global_step,
-        "train_loss": output.training_loss,
+        "last_train_loss": next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
         "best_eval_loss": state.best_metric,
         "best_checkpoint": best,
         "train_seconds": round(seconds, 1),

@@ -1,0 +1,173 @@
+"""What can be known of a sample without decoding a pixel: its files, its sizes, its length, the budget that fits."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ovis25.constants import IGNORE_INDEX, SIZE_FACTOR
+from ovis25.data.schema import Sample, SampleError
+from ovis25.processing import Ovis2_5Processor, VisualLimits
+from ovis25.processing.chat import tokenize, training_text
+from ovis25.processing.image import ImageSource, grid_of, image_size, num_visual_tokens
+from ovis25.processing.video import sample_indices, video_info
+
+Budget = tuple[int, int]
+Grid = tuple[int, int, int]
+
+
+@dataclass
+class Defect:
+    """One sample that cannot be used as it is."""
+
+    index: int
+    id: str | None
+    field: str
+    problem: str
+    cure: str
+    is_long: bool = False
+
+    def describe(self, source: str) -> str:
+        name = f' (id "{self.id}")' if self.id is not None else ""
+        return f"{source}[{self.index}]{name}, field {self.field}: {self.problem}. {self.cure}"
+
+
+@dataclass
+class Measure:
+    """A sample's length, and the pixel budget that it was measured with (None for text)."""
+
+    num_tokens: int
+    num_learned: int
+    num_visual: int
+    budget: Budget | None
+    is_shrunk: bool = False
+
+
+@dataclass(frozen=True)
+class LengthLimits:
+    """Longest sequences, and what happens to longer ones."""
+
+    multimodal_max_length: int
+    text_max_length: int
+    on_long_sample: str
+
+    def of(self, sample: Sample) -> tuple[str, int]:
+        """(name, value) of the limit that holds for the sample."""
+        name = "text_max_length" if sample.kind == "text" else "multimodal_max_length"
+        return name, getattr(self, name)
+
+
+class LongSampleError(SampleError):
+    """The sample is longer than its limit and is not to be shrunk, or cannot be."""
+
+
+def locate(sample: Sample, folder: Path) -> Sample:
+    """The sample with its relative paths in `folder`.
+
+    Raises:
+        SampleError: a file does not exist.
+    """
+
+    def find(source: ImageSource) -> ImageSource:
+        if not isinstance(source, (str, Path)):
+            return source
+        path = folder / source
+        if not path.is_file():
+            raise SampleError(
+                sample.visual_field,
+                f"{source} does not exist",
+                f"Looked in {folder}; set image_folder or correct the path",
+            )
+        return path
+
+    if isinstance(sample.video, list):
+        return replace(sample, video=[find(frame) for frame in sample.video])
+    if sample.video is not None:
+        return replace(sample, video=find(sample.video))
+    return replace(sample, images=[find(image) for image in sample.images])
+
+
+def visual_sizes(sample: Sample, limits: VisualLimits) -> list[tuple[int, int, int]]:
+    """(frames, height, width) in pixels of each visual input, from headers alone.
+
+    Raises:
+        SampleError: a header cannot be read.
+    """
+    try:
+        if sample.video is None:
+            return [(1, *image_size(image)) for image in sample.images]
+        if isinstance(sample.video, list):
+            num_frames, (height, width) = len(sample.video), image_size(sample.video[0])
+        else:
+            num_frames, height, width = video_info(sample.video)
+        return [(len(sample_indices(num_frames, limits.min_frames, limits.max_frames)), height, width)]
+    except ValueError as error:
+        raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
+
+
+def grids_of(sizes: list[tuple[int, int, int]], budget: Budget) -> list[Grid]:
+    """The grids that pictures of these sizes get within the budget."""
+    return [(frames, *grid_of(height, width, *budget)) for frames, height, width in sizes]
+
+
+def measure(sample: Sample, processor: Ovis2_5Processor, limits: VisualLimits, lengths: LengthLimits) -> Measure:
+    """Tokens, learned tokens and visual tokens of a sample; an over-long one gets the largest budget that fits.
+
+    Raises:
+        SampleError: unreadable headers.
+        LongSampleError: it is too long, and shrinking is not wanted or does not help.
+    """
+    rendered = training_text(sample.conversations)
+    limit_name, limit = lengths.of(sample)
+    budget, grids, sizes = None, [], []
+    if sample.kind != "text":
+        budget, sizes = limits.budget(sample.kind), visual_sizes(sample, limits)
+        grids = _grids_or_error(sample, sizes, budget)
+    ids, labels = tokenize(processor.tokenizer, rendered.text, grids, rendered.learned_spans)
+    num_learned = sum(label != IGNORE_INDEX for label in labels)
+    num_visual = sum(num_visual_tokens(grid) for grid in grids)
+    num_text = len(ids) - num_visual
+    is_shrunk = len(ids) > limit
+    if is_shrunk:
+        place = sample.visual_field if sizes else "conversations"
+        problem = f"it has {len(ids)} tokens ({num_visual} visual), more than {limit_name} {limit}"
+        if not sizes:
+            raise LongSampleError(place, problem, f"Raise {limit_name}, shorten the text, or set on_bad_sample to skip")
+        if lengths.on_long_sample != "shrink":
+            raise LongSampleError(place, problem, f"Raise {limit_name}, or set on_long_sample to shrink or skip")
+        budget = fit_budget(sizes, budget, limit - num_text)
+        if budget is None:
+            raise LongSampleError(
+                place,
+                f"{problem}, even with the smallest pictures",
+                f"Raise {limit_name}, or take fewer pictures or frames",
+            )
+        num_visual = sum(num_visual_tokens(grid) for grid in grids_of(sizes, budget))
+    return Measure(num_text + num_visual, num_learned, num_visual, budget, is_shrunk)
+
+
+def _grids_or_error(sample: Sample, sizes, budget: Budget) -> list[Grid]:
+    try:
+        return grids_of(sizes, budget)
+    except ValueError as error:
+        raise SampleError(sample.visual_field, str(error), "Crop the picture, or raise the pixel budget") from error
+
+
+def fit_budget(sizes: list[tuple[int, int, int]], budget: Budget, max_tokens: int) -> Budget | None:
+    """The largest budget, below the given one, whose grids take at most `max_tokens`; None where none does.
+
+    One visual token is 32 x 32 pixels, so budgets are tried in those units.
+    """
+    unit = SIZE_FACTOR**2
+
+    def fits(units: int) -> bool:
+        try:
+            grids = grids_of(sizes, (min(budget[0], units * unit), units * unit))
+        except ValueError:
+            return False
+        return sum(num_visual_tokens(grid) for grid in grids) <= max_tokens
+
+    # the number of tokens is not quite monotonic in the budget: the answer is checked, not assumed
+    low, high = 1, max(budget[1] // unit, 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return (min(budget[0], low * unit), low * unit) if fits(low) else None

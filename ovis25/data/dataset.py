@@ -1,0 +1,247 @@
+"""The training set: rows checked once, decoded lazily, one item a sample."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import Dataset
+
+from ovis25.data.checks import Defect, LengthLimits, LongSampleError, locate, measure
+from ovis25.data.schema import Sample, SampleError, parse_sample
+from ovis25.data.source import DataError, read_rows
+from ovis25.processing import Ovis2_5Processor, VisualLimits
+from ovis25.processing.image import open_image, patchify
+
+logger = logging.getLogger(__name__)
+
+_MAX_LISTED = 20
+_SPOT_CHECK = 256
+
+
+@dataclass
+class Statistics:
+    """Counts over the samples that are used; `is_estimate` where they come from a spot check."""
+
+    num_samples: int
+    num_skipped: int
+    num_shrunk: int
+    total_tokens: int
+    learned_tokens: int
+    visual_tokens: int
+    longest: int
+    is_estimate: bool
+    kinds: dict[str, int] = field(default_factory=dict)
+
+
+class ConversationDataset(Dataset):
+    """Samples in the documented format as the model's training items.
+
+    Item i is a dict of 1-D int64 `input_ids` and `labels`, and `pixel_values` (N, 768) float32 and `grid_thws`
+    (k, 3) int64, both None for text.
+
+    Args:
+        data_path: a .json or .jsonl file, or a sequence of rows. A list is checked like a file; of any other
+            sequence (rows made on demand) only the first 256 rows are checked, and the statistics are estimates.
+        processor: of the checkpoint that is trained.
+        image_folder: where relative paths start; by default the data file's folder.
+        single_image_min_pixels, ..., max_frames: the fields of `VisualLimits`.
+        multimodal_max_length, text_max_length: longest sequences, with and without visuals.
+        on_bad_sample: "error" lists all defects, "skip" leaves such samples out (see `skipped`).
+        on_long_sample: "shrink" lowers that sample's pixel budget until it fits, "skip", or "error".
+        check: False trusts the data: nothing is read beforehand, lengths and statistics are not known.
+        show_progress: a progress bar on standard error while checking.
+
+    Raises:
+        DataError: the data cannot be read or has defects.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path | Sequence,
+        processor: Ovis2_5Processor,
+        image_folder: str | Path | None = None,
+        *,
+        multimodal_max_length: int = 8192,
+        text_max_length: int = 4096,
+        on_bad_sample: str = "error",
+        on_long_sample: str = "shrink",
+        check: bool = True,
+        show_progress: bool = False,
+        **limits: int,
+    ):
+        is_file = isinstance(data_path, (str, Path))
+        self.rows: Sequence = read_rows(data_path) if is_file else data_path
+        self.source = str(data_path) if is_file else "samples"
+        self.folder = Path(image_folder or (Path(data_path).parent if is_file else ".")).absolute()
+        self.processor = processor
+        self.limits = VisualLimits(**limits)
+        self.length_limits = LengthLimits(multimodal_max_length, text_max_length, on_long_sample)
+        self.on_bad_sample = on_bad_sample
+        self.is_generated = not isinstance(self.rows, list)
+        self.skipped: list[Defect] = []
+        # where a worker notes a picture that breaks while decoding; set by the trainer
+        self.skipped_path: Path | None = None
+        self._kept = np.arange(len(self.rows))
+        self._lengths: list[int] = []
+        self._shrunk: dict[int, tuple[int, int]] = {}
+        self._totals: Counter = Counter()
+        if image_folder is not None and not self.folder.is_dir():
+            raise DataError(f"image_folder {image_folder} is no folder")
+        if check:
+            self._check(show_progress)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | None]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        row_index = int(self._kept[index])
+        try:
+            return self._encode(row_index)
+        except SampleError as error:
+            defect = self._defect(row_index, error)
+            if self.on_bad_sample == "error" or len(self) == 1:
+                raise DataError(defect.describe(self.source)) from error
+            self._note_skipped(defect)
+            return self[(index + 1) % len(self)]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample, in order; known after a whole check."""
+        if len(self._lengths) != len(self):
+            raise ValueError("lengths are known only after a check of every sample")
+        return np.asarray(self._lengths, dtype=np.int32)
+
+    def statistics(self) -> Statistics:
+        """Counts for the plan; extrapolated from the spot check for rows made on demand."""
+        share = len(self) / max(len(self._lengths), 1)
+        counts = {name: round(count * share) for name, count in self._totals.items()}
+        return Statistics(
+            num_samples=len(self),
+            num_skipped=len(self.skipped),
+            num_shrunk=round(len(self._shrunk) * share),
+            total_tokens=round(sum(self._lengths) * share),
+            learned_tokens=counts.pop("learned", 0),
+            visual_tokens=counts.pop("visual", 0),
+            longest=max(self._lengths, default=0),
+            is_estimate=len(self._lengths) != len(self),
+            kinds=counts,
+        )
+
+    def write_skipped(self, path: str | Path) -> None:
+        """Append the samples left out as JSON lines."""
+        for defect in self.skipped:
+            _append(path, self.source, defect)
+
+    def _encode(self, row_index: int) -> dict[str, torch.Tensor | None]:
+        """Decode and tokenize one row.
+
+        Raises:
+            SampleError: the row is malformed, or a picture cannot be decoded.
+        """
+        sample = self._sample(row_index)
+        budget = None
+        if sample.kind != "text":
+            budget = self._shrunk.get(row_index, self.limits.budget(sample.kind))
+        item = self._encode_with(sample, budget)
+        if len(item["input_ids"]) > self.length_limits.of(sample)[1]:
+            # only a row that was not checked beforehand can be too long
+            found = measure(sample, self.processor, self.limits, self.length_limits)
+            item = self._encode_with(sample, found.budget)
+        return item
+
+    def _encode_with(self, sample: Sample, budget: tuple[int, int] | None) -> dict[str, torch.Tensor | None]:
+        try:
+            if sample.video is not None:
+                inputs = [self.processor.load_frames(sample.video, self.limits)]
+            else:
+                inputs = [[open_image(image)] for image in sample.images]
+            patched = [patchify(frames, *budget) for frames in inputs]
+        except ValueError as error:
+            raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
+        pixels, grids = [pixels for pixels, _ in patched], [grid for _, grid in patched]
+        return self.processor.encode_training(sample.conversations, pixels, grids)
+
+    def _sample(self, row_index: int) -> Sample:
+        return locate(parse_sample(self.rows[row_index]), self.folder)
+
+    def _check(self, show_progress: bool) -> None:
+        """Form and files of every row first; then picture headers and lengths."""
+        rows = range(min(len(self.rows), _SPOT_CHECK) if self.is_generated else len(self.rows))
+        bad: dict[int, Defect] = {}
+        for row_index in rows:
+            try:
+                self._sample(row_index)
+            except SampleError as error:
+                bad[row_index] = self._defect(row_index, error)
+        if bad and self.on_bad_sample == "error":
+            self._raise(bad, " Picture headers and lengths are checked once these are mended.")
+
+        console = Console(stderr=True)
+        is_hidden = not (show_progress and console.is_terminal) or len(rows) < _SPOT_CHECK
+        for row_index in track(rows, f"checking {Path(self.source).name}", console=console, disable=is_hidden):
+            if row_index in bad:
+                continue
+            try:
+                self._measure(row_index)
+            except SampleError as error:
+                bad[row_index] = self._defect(row_index, error)
+        self._settle(bad)
+
+    def _measure(self, row_index: int) -> None:
+        sample = self._sample(row_index)
+        found = measure(sample, self.processor, self.limits, self.length_limits)
+        self._lengths.append(found.num_tokens)
+        self._totals.update({"learned": found.num_learned, "visual": found.num_visual, sample.kind: 1})
+        if found.is_shrunk:
+            self._shrunk[row_index] = found.budget
+
+    def _settle(self, bad: dict[int, Defect]) -> None:
+        """Raise for defects that are errors, leave out those that may be skipped."""
+        fatal = {index: defect for index, defect in bad.items() if not self._may_skip(defect)}
+        if fatal:
+            self._raise(fatal)
+        self.skipped = [bad[index] for index in sorted(bad)]
+        self._kept = np.setdiff1d(self._kept, list(bad))
+        if not len(self):
+            raise DataError(
+                f"{self.source}: every sample is left out; the first: {self.skipped[0].describe(self.source)}"
+            )
+
+    def _may_skip(self, defect: Defect) -> bool:
+        return self.on_bad_sample == "skip" or (defect.is_long and self.length_limits.on_long_sample == "skip")
+
+    def _raise(self, bad: dict[int, Defect], more: str = "") -> None:
+        listed = [f"  {bad[index].describe(self.source)}" for index in sorted(bad)[:_MAX_LISTED]]
+        rest = f"\n  ... and {len(bad) - _MAX_LISTED} more" if len(bad) > _MAX_LISTED else ""
+        noun = "sample has a defect" if len(bad) == 1 else "samples have defects"
+        raise DataError(
+            f"{len(bad)} of {len(self.rows)} {noun}:\n" + "\n".join(listed) + rest
+            + f"\nMend them, or set on_bad_sample to skip.{more}"
+        )  # fmt: skip
+
+    def _defect(self, row_index: int, error: SampleError) -> Defect:
+        row = self.rows[row_index]
+        name = row.get("id") if isinstance(row, dict) else None
+        is_long = isinstance(error, LongSampleError)
+        return Defect(row_index, None if name is None else str(name), error.field, error.problem, error.cure, is_long)
+
+    def _note_skipped(self, defect: Defect) -> None:
+        logger.warning("left out while training: %s", defect.describe(self.source))
+        if self.skipped_path is not None:
+            _append(self.skipped_path, self.source, defect)
+
+
+def _append(path: str | Path, source: str, defect: Defect) -> None:
+    """One line in one write, so that several workers can share the file."""
+    line = json.dumps({"source": source, **asdict(defect)}, ensure_ascii=False) + "\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line)
