@@ -107,7 +107,7 @@ def hold_exam(model_path: str) -> dict:
             batch = requests[start : start + _EXAM_BATCH]
             limit = max(request["max_new_tokens"] for request in batch)
             fields = [{k: r[k] for k in ("prompt", "images", "enable_thinking")} for r in batch]
-            replies += engine.batch_inference(fields, limit, do_sample=False, repetition_penalty=1.0)
+            replies += engine.replies(fields, limit, do_sample=False, repetition_penalty=1.0)
         return replies
 
     results = run_exam(answer)

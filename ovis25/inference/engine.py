@@ -74,7 +74,9 @@ class Ovis25Inference:
         the defaults. Returns the text after `</think>`.
         """
         request = Request(prompt, [image], enable_thinking=enable_thinking)
-        return self.batch_inference([request], max_new_tokens, min_pixels, max_pixels, **generation)[0]
+        return self.batch_inference(
+            [request], max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels, **generation
+        )[0]
 
     def multi_image_inference(
         self, images: list[ImageSource], prompt: str, enable_thinking: bool = False, max_new_tokens: int = 1024,
@@ -82,7 +84,9 @@ class Ovis25Inference:
     ) -> str:  # fmt: skip
         """Answer a question about several images, shown in the given order before the prompt."""
         request = Request(prompt, list(images), enable_thinking=enable_thinking)
-        return self.batch_inference([request], max_new_tokens, min_pixels, max_pixels, **generation)[0]
+        return self.batch_inference(
+            [request], max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels, **generation
+        )[0]
 
     def video_inference(
         self, video: VideoSource, prompt: str, enable_thinking: bool = False, max_new_tokens: int = 1024,
@@ -90,7 +94,9 @@ class Ovis25Inference:
     ) -> str:  # fmt: skip
         """Answer a question about a video file or a list of frames."""
         request = Request(prompt, video=video, enable_thinking=enable_thinking)
-        return self.batch_inference([request], max_new_tokens, min_pixels, max_pixels, **generation)[0]
+        return self.batch_inference(
+            [request], max_new_tokens, min_pixels=min_pixels, max_pixels=max_pixels, **generation
+        )[0]
 
     def text_only_inference(
         self, prompt: str, enable_thinking: bool = False, max_new_tokens: int = 1024, **generation
@@ -98,7 +104,11 @@ class Ovis25Inference:
         """Answer a question without visuals."""
         return self.batch_inference([Request(prompt, enable_thinking=enable_thinking)], max_new_tokens, **generation)[0]
 
-    def batch_inference(
+    def batch_inference(self, requests: list[Request | dict], max_new_tokens: int = 1024, **arguments) -> list[str]:
+        """Answer any mix of requests in one left-padded batch; arguments and order as in `replies`."""
+        return [answer_of(reply) for reply in self.replies(requests, max_new_tokens, **arguments)]
+
+    def replies(
         self,
         requests: list[Request | dict],
         max_new_tokens: int = 1024,
@@ -106,29 +116,27 @@ class Ovis25Inference:
         max_pixels: int | None = None,
         **generation,
     ) -> list[str]:
-        """Answer any mix of requests in one left-padded batch; the answers stand in the requests' order.
+        """The whole replies, thinking included, in the requests' order; a dict is read as the fields of `Request`.
 
-        A dict is read as the fields of `Request`. Raises ValueError, naming the request, for an empty prompt or
-        visuals that cannot be read.
+        Raises:
+            ValueError: an empty prompt (names the request), or visuals that cannot be read.
         """
         if not requests:
             return []
         requests = [request if isinstance(request, Request) else Request(**request) for request in requests]
-        texts, images, videos = [], [], []
         for index, request in enumerate(requests):
             if not request.prompt.strip():
                 raise ValueError(f"request {index}: the prompt is empty")
-            texts.append(
-                self.processor.apply_chat_template(
-                    [request.message()], add_generation_prompt=True, enable_thinking=request.enable_thinking
-                )
+        texts = [
+            self.processor.apply_chat_template(
+                [request.message()], add_generation_prompt=True, enable_thinking=request.enable_thinking
             )
-            images.append(request.images)
-            videos.append(request.video)
-        batch = self.processor(images, texts, videos, min_pixels, max_pixels).to(self.device)
+            for request in requests
+        ]
+        images, videos = [request.images for request in requests], [request.video for request in requests]
+        batch = self.processor(images, texts, videos, min_pixels=min_pixels, max_pixels=max_pixels).to(self.device)
         output = self.model.generate(**batch, max_new_tokens=max_new_tokens, **generation)
-        replies = self.processor.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [answer_of(reply) for reply in replies]
+        return self.processor.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def answer_of(reply: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from ovis25.constants import EMPTY_THINK, TURN_BEGIN, TURN_END
+from ovis25.constants import TURN_BEGIN, TURN_END
 from ovis25.tiny import strips
 
 CHAT_TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
@@ -53,10 +53,10 @@ _SPLIT = (
 # More merges than the texts below can give: every word of theirs becomes one token.
 _MOST_MERGES = 300
 _TEXTS = (
-    "system\n", "user\n", "assistant\n", EMPTY_THINK,
+    "system", "user", "assistant", "\n\n",
     strips.READING_PROMPT, strips.SUM_PROMPT, strips.GROUNDING_PROMPT.format(digit=1), strips.COMPARISON_PROMPT,
     strips.ARITHMETIC_PROMPT.format(first=1, second=1), "first", "second",
-    strips.sum_with_thinking([1, 2, 3]), strips.format_box((1, 1, 2, 2), (4, 4)),
+    strips.format_box((1, 1, 2, 2), (4, 4)),
 )  # fmt: skip
 
 
