@@ -36,9 +36,7 @@ def arguments_of(tmp_path, num_samples=80, **values):
 
 
 def test_with_an_evaluation_set_it_evaluates_ten_times_and_keeps_the_best(tmp_path):
-    config, arguments = arguments_of(
-        tmp_path, eval_data_path="e", per_device_train_batch_size=1, num_train_epochs=1.0
-    )
+    config, arguments = arguments_of(tmp_path, eval_data_path="e", per_device_train_batch_size=1, num_train_epochs=1.0)
     assert (arguments.eval_strategy, arguments.eval_steps, arguments.save_steps) == ("steps", 8, 8)
     assert arguments.load_best_model_at_end and arguments.metric_for_best_model == "eval_loss"
     assert build.early_stopping_patience(config, arguments) == 3
