@@ -57,9 +57,9 @@ class Golden:
         )
 
     def inputs(self, case: str) -> dict[str, torch.Tensor]:
-        """The arguments of `Ovis2_5.forward`."""
+        """The arguments of `Ovis2_5.forward`; copies, so that a test may change them."""
         names = ("input_ids", "attention_mask", "labels", "grid_thws")
-        inputs = {name: self.tensors[f"{case}/{name}"] for name in names if f"{case}/{name}" in self.tensors}
+        inputs = {name: self.tensors[f"{case}/{name}"].clone() for name in names if f"{case}/{name}" in self.tensors}
         pixels = self.pixels(case)
         return inputs if pixels is None else {**inputs, "pixel_values": pixels}
 
