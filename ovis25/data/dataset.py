@@ -48,7 +48,7 @@ class ConversationDataset(Dataset):
 
     Args:
         data_path: a .json or .jsonl file, or a sequence of rows. A list is checked like a file; of any other
-            sequence (rows made on demand) only the first 256 rows are checked, and the statistics are estimates.
+            sequence (rows made on demand) about 256 rows, evenly spread, are checked, and the statistics are estimates.
         processor: of the checkpoint that is trained.
         image_folder: where relative paths start; by default the data file's folder.
         single_image_min_pixels, ..., max_frames: the fields of `VisualLimits`.
@@ -175,7 +175,7 @@ class ConversationDataset(Dataset):
 
     def _check(self, show_progress: bool) -> None:
         """Form and files of every row first; then picture headers and lengths."""
-        rows = range(min(len(self.rows), _SPOT_CHECK) if self.is_generated else len(self.rows))
+        rows = range(0, len(self.rows), max(1, len(self.rows) // _SPOT_CHECK) if self.is_generated else 1)
         bad: dict[int, Defect] = {}
         for row_index in rows:
             try:

@@ -41,7 +41,7 @@ _VIT = {
 }
 _LLM = {
     "hidden_size": 128,
-    "intermediate_size": 384,
+    "intermediate_size": 256,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
