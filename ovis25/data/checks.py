@@ -158,16 +158,17 @@ def fit_budget(sizes: list[tuple[int, int, int]], budget: Budget, max_tokens: in
     """
     unit = SIZE_FACTOR**2
 
-    def fits(units: int) -> bool:
+    def num_tokens(units: int) -> int:
+        """0 where a picture is too long and thin for so small a budget."""
         try:
             grids = grids_of(sizes, (min(budget[0], units * unit), units * unit))
         except ValueError:
-            return False
-        return sum(num_visual_tokens(grid) for grid in grids) <= max_tokens
+            return 0
+        return sum(num_visual_tokens(grid) for grid in grids)
 
     # the number of tokens is not quite monotonic in the budget: the answer is checked, not assumed
     low, high = 1, max(budget[1] // unit, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return (min(budget[0], low * unit), low * unit) if fits(low) else None
+        low, high = (middle, high) if num_tokens(middle) <= max_tokens else (low, middle - 1)
+    return (min(budget[0], low * unit), low * unit) if 0 < num_tokens(low) <= max_tokens else None

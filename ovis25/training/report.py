@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 
 def draw_curves(log_history: list[dict], path: str | Path, title: str) -> None:
@@ -23,6 +24,10 @@ def draw_curves(log_history: list[dict], path: str | Path, title: str) -> None:
         best_step, best_loss = min(evaluations, key=lambda entry: entry[1])
         loss_axes.plot(best_step, best_loss, "*", color="tab:red", markersize=12, label=f"best: {best_loss:.4f}")
     loss_axes.set_yscale("log")
+    # plain numbers, also where the curve stays within one power of ten
+    loss_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    loss_axes.yaxis.set_minor_formatter(NullFormatter())
     loss_axes.set_ylabel("loss per learned token")
     loss_axes.set_title(title)
     loss_axes.legend()

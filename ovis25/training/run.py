@@ -127,6 +127,10 @@ def say(text: str) -> None:
 def load_data(config: TrainConfig, processor: Ovis2_5Processor) -> Datasets:
     train_set = build.build_dataset(config, "data_path", processor)
     evaluation = build.build_dataset(config, "eval_data_path", processor) if config.eval_data_path else None
+    for dataset in (train_set, evaluation):
+        if dataset is not None:
+            # pictures that break while decoding are listed with those that were left out before
+            dataset.skipped_path = Path(config.output_dir) / SKIPPED_NAME
     return Datasets(train_set, evaluation)
 
 
@@ -193,7 +197,7 @@ class PlanAnnouncement(TrainerCallback):
         checkpoints.write_json(output_dir / checkpoints.CONFIG_NAME, self.config.to_dict())
         checkpoints.write_json(output_dir / PLAN_NAME, self.plan.to_dict())
         for dataset in (self.data.train, self.data.evaluation):
-            if dataset is not None and dataset.skipped:
+            if dataset is not None:
                 dataset.write_skipped(output_dir / SKIPPED_NAME)
 
 
