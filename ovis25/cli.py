@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 import textwrap
+from pathlib import Path
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from ovis25 import __version__
 from ovis25.data import DataError
 from ovis25.inference import Ovis25Inference
+from ovis25.inference.merge import merge_adapter
 from ovis25.tiny.exam import print_exam, run_exam
 from ovis25.training.build import is_main_process
 from ovis25.training.config import OWN_KEYS, ConfigError, TrainConfig, load_config
@@ -34,20 +37,63 @@ def main(arguments: list[str] | None = None) -> int:
             epilog=_train_help(),
         )
     )
+    _add_merge_arguments(commands.add_parser("merge", help="merge a LoRA adapter into its base", **_MERGE_TEXTS))
     parsed, overrides = parser.parse_known_args(arguments)
-    return _run_train(parsed, overrides)
+    if parsed.command == "train":
+        return _run_train(parsed, overrides)
+    if overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    return _run_merge(parsed)
 
 
-def train_main(arguments: list[str] | None = None) -> int:
-    """The documented door `src_theo/train_theo.py CONFIG [--key value ...]`."""
+def train_main(arguments: list[str] | None = None, **fixed) -> int:
+    """The documented doors `src_theo/train_theo.py CONFIG [--key value ...]` and its sisters.
+
+    `fixed` are the settings that make the door: recipe="trl", use_lora=True.
+    """
     parser = argparse.ArgumentParser(
-        prog="train_theo.py",
+        prog=Path(sys.argv[0]).name,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_TRAIN_DESCRIPTION,
         epilog=_train_help(),
     )
     _add_train_arguments(parser)
-    return _run_train(*parser.parse_known_args(arguments))
+    parsed, overrides = parser.parse_known_args(arguments)
+    return _run_train(parsed, [*overrides, *(f"--{name}={value}" for name, value in fixed.items())])
+
+
+def merge_main(arguments: list[str] | None = None) -> int:
+    """The documented door `src_theo/lora/merge_lora_adapters.py --adapter_path A --output_path B`."""
+    parser = argparse.ArgumentParser(prog="merge_lora_adapters.py", **_MERGE_TEXTS)
+    _add_merge_arguments(parser)
+    return _run_merge(parser.parse_args(arguments))
+
+
+_MERGE_TEXTS = {
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "description": "Merge a LoRA adapter into its base, check the result, and write a folder like a released one.",
+    "epilog": "example:\n  merge_lora_adapters.py --adapter_path output/ovis2_5_lora --output_path output/merged",
+}
+
+
+def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter_path", required=True, metavar="A", help="the adapter's folder")
+    parser.add_argument("--output_path", required=True, metavar="B", help="the merged folder; must not exist yet")
+    parser.add_argument("--base", help="the base model, where the adapter's own name for it does not lead there")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the merged weights")
+
+
+def _run_merge(parsed: argparse.Namespace) -> int:
+    _quieten()
+    dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
+    try:
+        print(merge_adapter(parsed.adapter_path, parsed.output_path, parsed.base, dtype).render())
+        return 0
+    except (FileNotFoundError, ValueError) as error:
+        if os.environ.get("OVIS25_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 _TRAIN_DESCRIPTION = "Fine-tune an Ovis2.5 checkpoint as a config file says. Start it again to resume it."

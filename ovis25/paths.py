@@ -5,10 +5,10 @@ from pathlib import Path
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
 
-def resolve_input(path: str | Path, config_dir: str | Path | None = None) -> Path:
+def resolve_input(path: str | Path, *folders: str | Path) -> Path:
     """The existing file or folder that `path` means, absolute.
 
-    A relative path is looked for in the config file's folder, then in the working directory, then in the
+    A relative path is looked for in `folders` (the config file's), then in the working directory, then in the
     repository root (documented configs mix these bases).
 
     Raises:
@@ -18,8 +18,8 @@ def resolve_input(path: str | Path, config_dir: str | Path | None = None) -> Pat
     if path.is_absolute():
         candidates = [path]
     else:
-        bases = [config_dir, Path.cwd(), REPOSITORY_ROOT]
-        candidates = list(dict.fromkeys((Path(base) / path).resolve() for base in bases if base is not None))
+        bases = [*folders, Path.cwd(), REPOSITORY_ROOT]
+        candidates = list(dict.fromkeys((Path(base) / path).resolve() for base in bases))
     for candidate in candidates:
         if candidate.exists():
             return candidate.resolve()

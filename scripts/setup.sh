@@ -13,7 +13,7 @@ import importlib.util, pathlib, sys
 spec = importlib.util.find_spec("ovis25")
 home = pathlib.Path(spec.origin).resolve()
 ours = pathlib.Path(sys.argv[1]).resolve() in home.parents or "site-packages" in home.parts
-needs = ("torch", "transformers", "accelerate", "safetensors", "av", "rich", "matplotlib", "sklearn", "pytest", "ruff")
+needs = ("torch", "transformers", "accelerate", "peft", "safetensors", "av", "rich", "matplotlib", "sklearn", "pytest", "ruff")
 sys.exit(not (ours and all(importlib.util.find_spec(name) for name in needs)))
 PY
 }
@@ -42,9 +42,11 @@ python="$root/.venv/bin/python"
 {
   [[ -x "$python" ]] || "$base" -m venv "$root/.venv"
   "$python" -m pip install -q --disable-pip-version-check -c "$root/constraints.txt" -e "$root[test]"
-  # optional: ZeRO needs it, everything else does not
-  "$python" -m pip install -q --disable-pip-version-check -c "$root/constraints.txt" -e "$root[deepspeed]" ||
-    echo "note: DeepSpeed could not be installed; configs with a deepspeed key will not run" >&2
+  # optional: ZeRO and the trl recipe need them, everything else does not
+  for extra in deepspeed trl; do
+    "$python" -m pip install -q --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$extra]" ||
+      echo "note: $extra could not be installed; what needs it will say so" >&2
+  done
 } >&2
 if ! ready "$python"; then
   echo "error: the set-up of $root/.venv did not finish; remove the folder and run scripts/setup.sh again" >&2

@@ -204,7 +204,7 @@ def test_the_loss_is_torchs(label_smoothing):
     expected = F.cross_entropy(
         lm_head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=label_smoothing
     )
-    got = next_token_loss(hidden, labels, lm_head, label_smoothing=label_smoothing)
+    got, _ = next_token_loss(hidden, labels, lm_head, label_smoothing=label_smoothing)
     assert math.isclose(float(got.detach()), float(expected.detach()), rel_tol=SAME)
 
 

@@ -8,6 +8,7 @@ import torch
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.constants import THINK_END
 from ovis25.model import Ovis2_5
+from ovis25.model.adapter import adapter_base, load_adapter
 from ovis25.processing import Ovis2_5Processor
 from ovis25.processing.image import ImageSource
 from ovis25.processing.processor import VideoSource
@@ -34,7 +35,7 @@ class Ovis25Inference:
     """A loaded checkpoint that answers.
 
     Args:
-        model_path: a folder (released, or trained here), a hub name, or `tiny`.
+        model_path: a folder (released, or trained here; an adapter's loads its base), a hub name, or `tiny`.
         device: "cuda", "cpu", ...; the GPU where there is one by default.
         torch_dtype: bfloat16 on a GPU that has it and float32 on a CPU by default.
         attn_implementation: the LLM's attention, as in transformers.
@@ -47,14 +48,19 @@ class Ovis25Inference:
         torch_dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
     ):
-        folder = resolve_checkpoint(resolve_model_path(model_path))
+        folder = resolve_checkpoint(resolve_model_path(model_path), "tokenizer_config.json")
+        base = adapter_base(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if torch_dtype is None:
             torch_dtype = torch.float32
             if self.device.type == "cuda":
                 torch_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         arguments = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        self.model = Ovis2_5.from_pretrained(folder, dtype=torch_dtype, **arguments).to(self.device).eval()
+        weights = resolve_checkpoint(resolve_model_path(base)) if base else folder
+        self.model = Ovis2_5.from_pretrained(weights, dtype=torch_dtype, **arguments)
+        if base:
+            load_adapter(self.model, folder)
+        self.model.to(self.device).eval()
         self.processor = Ovis2_5Processor.from_pretrained(folder)
 
     def single_image_inference(

@@ -20,7 +20,12 @@ from ovis25.model.visual_tokenizer import VisualEmbedding, VisualTokenizer
 
 @dataclass
 class Ovis2_5_Output(CausalLMOutputWithPast):
-    """`loss` with labels; `logits` (B, T, V), or None where they were not needed; the KV cache."""
+    """`loss` with labels; `logits` (B, T, V), or None where they were not needed; the KV cache.
+
+    `token_metrics`: see `next_token_loss`.
+    """
+
+    token_metrics: torch.Tensor | None = None
 
 
 class Ovis2_5(PreTrainedModel, GenerationMixin):
@@ -69,7 +74,13 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Write the released layout: weights, `config.json`, and the side files of the folder this model came from."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if getattr(self, "base_folder", None) and kwargs.get("is_main_process", True):
+        if not kwargs.get("is_main_process", True):
+            return
+        if state_dict := kwargs.get("state_dict"):
+            # the weights that were written, which may have another dtype than those in memory
+            self.config.dtype = next(value.dtype for value in state_dict.values() if value.is_floating_point())
+            self.config.save_pretrained(save_directory)
+        if getattr(self, "base_folder", None):
             copy_side_files(self.base_folder, save_directory)
 
     def _init_weights(self, module):
@@ -169,6 +180,8 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        loss_type: str = "nll",
+        with_token_metrics: bool = False,
         skip_logits: bool | None = None,
         **kwargs,
     ) -> Ovis2_5_Output:
@@ -181,7 +194,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             grid_thws: (images, 3) int64, frames, height and width in patches.
             labels: (B, T) int64, -100 where nothing is learned; shifted inside.
             inputs_embeds: (B, T, H) instead of `input_ids`.
-            num_items_in_batch: divisor of the loss, see `next_token_loss`.
+            num_items_in_batch, label_smoothing, loss_type, with_token_metrics: see `next_token_loss`.
             skip_logits: compute no logits beside the loss's own; the default while training with labels.
         """
         if inputs_embeds is None:
@@ -197,9 +210,11 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_BTH = outputs.last_hidden_state
-        loss = logits = None
+        loss = logits = metrics = None
         if labels is not None:
-            loss = next_token_loss(hidden_BTH, labels, self.llm.lm_head, num_items_in_batch, label_smoothing)
+            loss, metrics = next_token_loss(
+                hidden_BTH, labels, self.llm.lm_head, num_items_in_batch, label_smoothing, loss_type, with_token_metrics
+            )
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         if not skip_logits:
@@ -211,6 +226,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            token_metrics=metrics,
         )
 
     @torch.no_grad()

@@ -1,15 +1,20 @@
 """The parts of a run, each built from the config by one function."""
 
+import importlib
+import importlib.util
 import os
 from dataclasses import dataclass
 
 import torch
-from transformers import TrainingArguments
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ovis25.data import ConversationDataset
 from ovis25.model import Ovis2_5, Ovis2_5_Config
+from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
+from ovis25.tiny.build import TINY_NAME
 from ovis25.tiny.strips import parse_source
 from ovis25.training.config import TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.plan import Steps, count_steps
@@ -28,6 +33,9 @@ _DEFAULTS = {
     # our own progress line instead
     "disable_tqdm": True,
 }
+_TRL_DEFAULTS_DIFFER = [
+    name for name in ("learning_rate", "gradient_checkpointing", "activation_checkpointing") if name in TRAINER_KEYS
+]
 
 
 def is_main_process() -> bool:
@@ -57,7 +65,9 @@ class Precision:
 
 
 def choose_precision(config: TrainConfig) -> Precision:
-    """bf16 where the device has it, float32 on a CPU; weights stay float32 unless DeepSpeed keeps a master copy."""
+    """bf16 where the device has it, float32 on a CPU; weights stay float32 unless DeepSpeed keeps a master copy,
+    or LoRA freezes them.
+    """
     bf16, fp16 = config.trainer.get("bf16"), config.trainer.get("fp16")
     requested = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else None
     if not torch.cuda.is_available() or config.trainer.get("use_cpu"):
@@ -65,9 +75,9 @@ def choose_precision(config: TrainConfig) -> Precision:
         return Precision("CPU", requested or torch.float32, False, False, note)
     if bf16 is None and not fp16:
         bf16 = torch.cuda.is_bf16_supported()
-    has_master_copy = bool(config.trainer.get("deepspeed")) and (bf16 or fp16)
+    may_be_half = (bf16 or fp16) and (config.trainer.get("deepspeed") or config.use_lora)
     half = torch.bfloat16 if bf16 else torch.float16
-    weights = requested or (half if has_master_copy else torch.float32)
+    weights = requested or (half if may_be_half else torch.float32)
     return Precision(torch.cuda.get_device_name(), weights, bool(bf16), bool(fp16), None)
 
 
@@ -100,7 +110,60 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
         with torch.device("meta"):
             return Ovis2_5(Ovis2_5_Config.from_pretrained(folder))
     arguments = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    if config.qlora and config.use_lora:
+        arguments["quantization_config"] = _four_bits(dtype)
     return Ovis2_5.from_pretrained(folder, dtype=dtype, **arguments)
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The LLM's linear layers as 4-bit NormalFloat (QLoRA, arXiv 2305.14314); the vision side stays as it is."""
+    if not torch.cuda.is_available():
+        raise ConfigError("qlora needs a CUDA GPU, and this machine has none; train LoRA without it (qlora: false)")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("qlora needs bitsandbytes: pip install 'ovis25[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["visual_tokenizer", "vte", "lm_head"],
+    )
+
+
+def build_adapter(config: TrainConfig, model: Ovis2_5, folder: str) -> PreTrainedModel:
+    """The model frozen, with a fresh adapter on it. Raises ConfigError for layers that it does not have."""
+    # an adapter must be able to find its base again from anywhere
+    base = str(folder) if config.model_path == TINY_NAME else config.model_path
+    try:
+        settings = AdapterSettings(
+            base=base,
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=_names(config.lora_target_modules),
+            modules_to_save=_names(config.lora_modules_to_save),
+            apply_to_vision=config.apply_lora_to_vision,
+            use_rslora=config.use_rslora,
+            use_dora=config.use_dora,
+        )
+        # ZeRO-3 gathers parameters into buffers of one dtype
+        return add_adapter(model, settings, keep_dtype=is_deepspeed_zero3_enabled())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _names(value: str | list | None) -> tuple[str, ...]:
+    """Names given as a list, or as text with commas or bars between them."""
+    parts = value if isinstance(value, list) else (value or "").replace("|", ",").split(",")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def trl_recipe():
+    """The module of the trl recipe, imported only where it is asked for: TRL is optional, and slow to import."""
+    try:
+        return importlib.import_module("ovis25.training.trl")
+    except ImportError as error:
+        raise ConfigError(f"the trl recipe needs TRL ({error}): pip install 'ovis25[trl]'") from error
 
 
 def steps_of(config: TrainConfig, num_samples: int) -> Steps:
@@ -139,8 +202,13 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
         if values.get(f"{prefix}_checkpointing"):
             values.setdefault(f"{prefix}_checkpointing_kwargs", {"use_reentrant": False})
     values.pop("resume_from_checkpoint", None)
+    make = TrainingArguments
+    if config.recipe == "trl":
+        make = trl_recipe().sft_config
+        # SFTConfig's own defaults differ; one config means the same in both recipes
+        values = {**{name: TRAINER_KEYS[name].default for name in _TRL_DEFAULTS_DIFFER}, **values, **config.trl}
     try:
-        return TrainingArguments(**values)
+        return make(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"transformers refuses these settings: {error}") from error
 

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
 from ovis25.paths import REPOSITORY_ROOT, resolve_input
+from ovis25.training import trl_keys
 from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
 
 
@@ -28,7 +29,7 @@ def _setting(default, help: str):
 
 @dataclass
 class TrainConfig:
-    """Every own key of a training config, and `trainer`: the TrainingArguments that the file sets."""
+    """Every own key of a training config, `trainer`: the TrainingArguments that the file sets, `trl`: SFTConfig's."""
 
     model_path: str = _setting("", "checkpoint folder, hub name, or tiny (needs no download)")
     data_path: str = _setting("", "training samples: .json, .jsonl, or tiny:train:NUMBER")
@@ -40,6 +41,7 @@ class TrainConfig:
     train_modules: str = _setting("all", "what is trained, with own learning rates: visual_tokenizer:1e-5|llm|vte:5e-6")
     freeze_vision_tower: bool = _setting(False, "never train visual_tokenizer.vit")
     freeze_llm: bool = _setting(False, "never train llm")
+    recipe: str = _setting("standard", "standard: transformers' Trainer, or trl: TRL's SFTTrainer")
     dtype: str | None = _setting(None, "weights in memory: float32 or bfloat16 (default: chosen for the device)")
     attn_implementation: str | None = _setting(None, "the LLM's attention: sdpa, eager, flash_attention_2, ...")
 
@@ -56,6 +58,17 @@ class TrainConfig:
     on_bad_sample: str = _setting("error", "error, or skip: leave defective samples out and list them")
     on_long_sample: str = _setting("shrink", "shrink (lower its pixel budget), skip, or error")
 
+    use_lora: bool = _setting(False, "train a LoRA adapter on the frozen model; output_dir is then an adapter folder")
+    lora_r: int = _setting(16, "rank of the adapter")
+    lora_alpha: float = _setting(32, "its scale: lora_alpha / lora_r (rsLoRA: / sqrt(lora_r))")
+    lora_dropout: float = _setting(0.0, "dropout before the adapter")
+    lora_target_modules: str | list = _setting("llm", "llm, vision, all-linear, or layer names such as q_proj,v_proj")
+    lora_modules_to_save: str | list | None = _setting(None, "modules trained whole beside the adapter: vte, ...")
+    apply_lora_to_vision: bool = _setting(False, "adapters in the vision encoder too")
+    use_rslora: bool = _setting(False, "rank-stabilised LoRA")
+    use_dora: bool = _setting(False, "weight-decomposed LoRA")
+    qlora: bool = _setting(False, "the frozen LLM in 4 bits (needs a CUDA GPU and bitsandbytes)")
+
     early_stopping_patience: int | None = _setting(
         None, "evaluations without improvement before stopping; 0: never (default: 3 with an evaluation set)"
     )
@@ -63,13 +76,14 @@ class TrainConfig:
     exam: bool = _setting(False, "tiny only: answer held-out questions at the end")
 
     trainer: dict = field(default_factory=dict)
+    trl: dict = field(default_factory=dict)
     config_dir: str = ""
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """The flat dict that is saved with the model and can be read as a config again."""
         own = {name: getattr(self, name) for name in OWN_KEYS}
-        return {**own, **self.trainer}
+        return {**own, **self.trainer, **self.trl}
 
 
 OWN_KEYS = {f.name: f for f in dataclasses.fields(TrainConfig) if "help" in f.metadata}
@@ -77,8 +91,10 @@ TRAINER_KEYS = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.na
 _CHOICES = {
     "on_bad_sample": ("error", "skip"),
     "on_long_sample": ("shrink", "skip", "error"),
+    "recipe": ("standard", "trl"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
+_LORA_KEYS = [name for name in OWN_KEYS if name != "use_lora" and ("lora" in name or name == "use_dora")]
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
@@ -88,7 +104,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
         ConfigError: unreadable JSON, an unknown key (the nearest name is suggested), a value of the wrong type.
         FileNotFoundError: the config, or a file that it names, is nowhere; lists where it looked.
     """
-    config_path = resolve_input(path, REPOSITORY_ROOT / "src_theo")
+    config_path = resolve_input(path, REPOSITORY_ROOT / "src_theo", REPOSITORY_ROOT / "src_theo" / "lora")
     try:
         in_file, notes = translate(_read(config_path))
         given, more_notes = translate(parse_overrides(overrides))
@@ -97,16 +113,21 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     except ValueError as error:
         raise ConfigError(f"{config_path.name}: {error}") from error
     values, notes = {**in_file, **given}, [*notes, *more_notes]
-    own, trainer = {}, {}
+    own, trainer, trl = {}, {}, {}
     for name, value in values.items():
         if name in OWN_KEYS:
             own[name] = _coerce(name, value, OWN_KEYS[name].type)
         elif name in TRAINER_KEYS:
             trainer[name] = _coerce(name, value, TRAINER_KEYS[name].type)
+        elif name in trl_keys.PASSED_ON:
+            trl[name] = _coerce(name, value, trl_keys.PASSED_ON[name])
+        elif name in trl_keys.WITHOUT_EFFECT:
+            notes.append(f"{name} has no effect here: {trl_keys.WITHOUT_EFFECT[name]}")
         else:
             raise ConfigError(f"{config_path.name}: {_unknown_key(name)}")
-    config = TrainConfig(**own, trainer=trainer, config_dir=str(config_path.parent), notes=notes)
+    config = TrainConfig(**own, trainer=trainer, trl=trl, config_dir=str(config_path.parent), notes=notes)
     _check(config, config_path)
+    _note_idle(config, own)
     _resolve_paths(config)
     return config
 
@@ -148,7 +169,7 @@ def _read(path: Path) -> dict:
 
 
 def _unknown_key(name: str) -> str:
-    known = [*OWN_KEYS, *TRAINER_KEYS, *RENAMED, *WITHOUT_EFFECT]
+    known = [*OWN_KEYS, *TRAINER_KEYS, *trl_keys.PASSED_ON, *trl_keys.WITHOUT_EFFECT, *RENAMED, *WITHOUT_EFFECT]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {nearest[0]}?" if nearest else "see ovis25 train --help for the keys"
     return f"unknown key {name!r}; {hint}"
@@ -196,6 +217,26 @@ def _check(config: TrainConfig, path: Path) -> None:
     for name in ("multimodal_max_length", "text_max_length"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if config.lora_r < 1 or not 0 <= config.lora_dropout < 1:
+        raise ConfigError(
+            f"lora_r is {config.lora_r} and lora_dropout {config.lora_dropout}; at least 1, and in [0, 1)"
+        )
+    if config.trl.get("loss_type", "nll") not in ("nll", "dft"):
+        raise ConfigError(f"loss_type is {config.trl['loss_type']!r}; choose one of nll, dft")
+    if config.trl.get("loss_type") == "dft" and config.trainer.get("label_smoothing_factor"):
+        raise ConfigError("loss_type dft and label_smoothing_factor exclude each other; keep one")
+
+
+def _note_idle(config: TrainConfig, given: dict) -> None:
+    """Report what was given but only another recipe understands."""
+    if config.recipe != "trl":
+        config.notes += [f"{name} has no effect here: only the trl recipe knows it" for name in config.trl]
+    if not config.use_lora:
+        idle = [name for name in given if name in _LORA_KEYS]
+        config.notes += [f"{name} has no effect without use_lora" for name in idle]
+    else:
+        idle = [name for name in ("train_modules", "freeze_vision_tower", "freeze_llm") if name in given]
+        config.notes += [f"{name} has no effect with LoRA: see lora_target_modules" for name in idle]
 
 
 def _resolve_paths(config: TrainConfig) -> None:

@@ -9,6 +9,8 @@ from ovis25.training.config import ConfigError
 _VIT = "visual_tokenizer.vit"
 # the name in the config -> the prefixes of its parameters
 _LAST_BLOCK = f"{_VIT}.last_block"
+# what PEFT puts before the names of the model it wraps
+_ADAPTED = "base_model.model."
 MODULE_NAMES = ("all", "llm", "visual_tokenizer", _VIT, "visual_tokenizer.head", _LAST_BLOCK, "vte")
 
 
@@ -74,6 +76,11 @@ def choose_trained(
     return chosen
 
 
+def choose_adapter(model: nn.Module) -> dict[str, TrainedModule]:
+    """The same for a model with an adapter, whose parameters are the trained ones."""
+    return {name: TrainedModule("lora", None) for name, value in model.named_parameters() if value.requires_grad}
+
+
 def _belongs(parameter_name: str, module_name: str, last_block: str) -> bool:
     if module_name == "all":
         return True
@@ -110,7 +117,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Part of the model -> (trained, all) parameters; a tied embedding counts once."""
     counts = {part: [0, 0] for part in (_VIT, "visual_tokenizer.head", "vte", "llm")}
     for name, parameter in model.named_parameters():
-        part = next(part for part in counts if name.startswith(f"{part}."))
+        part = next(part for part in counts if name.removeprefix(_ADAPTED).startswith(f"{part}."))
         # a parameter that ZeRO-3 has partitioned tells its whole size here
         size = getattr(parameter, "ds_numel", parameter.numel())
         counts[part][0] += size * parameter.requires_grad

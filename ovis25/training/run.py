@@ -14,15 +14,22 @@ from transformers.trainer_utils import SchedulerType
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.data import ConversationDataset
 from ovis25.data.collator import Collator
+from ovis25.model import Ovis2_5
 from ovis25.processing import Ovis2_5Processor
 from ovis25.tiny.build import resolve_model_path
 from ovis25.training import build, checkpoints
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import TrainConfig
-from ovis25.training.modules import choose_trained, count_parameters, parameter_groups, parse_train_modules
+from ovis25.training.modules import (
+    choose_adapter,
+    choose_trained,
+    count_parameters,
+    parameter_groups,
+    parse_train_modules,
+)
 from ovis25.training.plan import Plan, optimizer_groups
 from ovis25.training.report import draw_curves
-from ovis25.training.trainer import OvisTrainer
+from ovis25.training.trainer import OvisTrainer, OvisTraining
 
 PLAN_NAME = "train_plan.json"
 CURVES_NAME = "loss_curve.png"
@@ -71,9 +78,12 @@ def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
 
     # 4. the model, and which of it is trained
     model = build.build_model(config, folder, precision.weights, without_weights=dry_run)
-    chosen = choose_trained(
-        model, parse_train_modules(config.train_modules), config.freeze_vision_tower, config.freeze_llm
-    )
+    if config.use_lora:
+        model = build.build_adapter(config, model, folder)
+        chosen = choose_adapter(model)
+    else:
+        modules = parse_train_modules(config.train_modules)
+        chosen = choose_trained(model, modules, config.freeze_vision_tower, config.freeze_llm)
     plan = make_plan(config, data, steps, precision, arguments, model)
     if dry_run:
         groups = parameter_groups(model, chosen, set(), arguments.learning_rate, arguments.weight_decay)
@@ -83,7 +93,8 @@ def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
 
     # 5. the trainer
     checkpoint = checkpoints.resume_checkpoint(config.output_dir, wish)
-    trainer = OvisTrainer(
+    trainer_class = build.trl_recipe().OvisSFTTrainer if config.recipe == "trl" else OvisTrainer
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=data.train,
@@ -108,13 +119,14 @@ def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # 7. the final folder, complete and readable by everyone who reads a released one
-    save_final(trainer, folder)
+    save_final(trainer)
     results = collect_results(trainer, config, time.monotonic() - started)
     if build.is_main_process():
         title = f"{Path(config.output_dir).name}: {results['stop_reason'].split(':')[0]}"
         draw_curves(trainer.state.log_history, Path(config.output_dir) / CURVES_NAME, title)
         checkpoints.write_json(Path(config.output_dir) / checkpoints.RESULTS_NAME, results)
-    say(f"\n{results['stop_reason']}\nThe model lies in {config.output_dir} (curves: {CURVES_NAME})")
+    kind = "adapter" if config.use_lora else "model"
+    say(f"\n{results['stop_reason']}\nThe {kind} lies in {config.output_dir} (curves: {CURVES_NAME})")
     PartialState().wait_for_everyone()
     return results
 
@@ -208,7 +220,7 @@ def is_over(checkpoint: Path, total_steps: int) -> bool:
     return state["global_step"] >= total_steps or bool(stopping and stopping["attributes"]["reason"])
 
 
-def load_ended(trainer: OvisTrainer, checkpoint: Path) -> None:
+def load_ended(trainer: OvisTraining, checkpoint: Path) -> None:
     """The weights and the state that the interrupted run ended with."""
     say(f"{checkpoint.name} is the end of this run; only the final folder is missing")
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -216,15 +228,17 @@ def load_ended(trainer: OvisTrainer, checkpoint: Path) -> None:
     trainer._load_from_checkpoint(trainer.state.best_model_checkpoint or str(checkpoint))
 
 
-def save_final(trainer: OvisTrainer, base_folder: Path) -> None:
-    """Save in the base checkpoint's dtype: float32 training of a bfloat16 model gives a bfloat16 model."""
-    if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
-        base_dtype = trainer.model.config._base_dict.get("torch_dtype", "float32")
-        trainer.model.to(getattr(torch, base_dtype))
+def save_final(trainer: OvisTraining) -> None:
+    """Save in the base checkpoint's dtype: float32 training of a bfloat16 model gives a bfloat16 model.
+
+    An adapter keeps its own.
+    """
+    if isinstance(trainer.accelerator.unwrap_model(trainer.model), Ovis2_5):
+        trainer.save_dtype = getattr(torch, trainer.model.config._base_dict.get("torch_dtype", "float32"))
     trainer.save_model()
 
 
-def collect_results(trainer: OvisTrainer, config: TrainConfig, seconds: float) -> dict:
+def collect_results(trainer: OvisTraining, config: TrainConfig, seconds: float) -> dict:
     """What train_results.json holds."""
     state = trainer.state
     stopping = next((c for c in trainer.callback_handler.callbacks if isinstance(c, EarlyStopping)), None)

@@ -45,12 +45,17 @@ class EvenDataset(Dataset):
         return {**item, "labels": torch.full_like(item["labels"], IGNORE_INDEX)}
 
 
-class OvisTrainer(Trainer):
-    """Args: `chosen` maps parameter names to the `train_modules` entry that trains them; the rest is Trainer's."""
+class OvisTraining:
+    """What every recipe adds to its Trainer class, which stands behind it in the bases.
+
+    Args: `chosen` maps parameter names to the `train_modules` entry that trains them; the rest is Trainer's.
+    `save_dtype`, once set, is the dtype that weights are saved in.
+    """
 
     def __init__(self, *args, chosen: dict[str, TrainedModule], **kwargs):
         super().__init__(*args, **kwargs)
         self.chosen = chosen
+        self.save_dtype: torch.dtype | None = None
         self.token_counter = TokenCounter()
         # the model smooths its own loss, without the logits of whole rows
         self.label_smoother = None
@@ -66,9 +71,19 @@ class OvisTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **arguments)
         return self.optimizer
 
+    def loss_arguments(self) -> dict:
+        """What the model's loss is asked for beside the mean."""
+        return {"label_smoothing": self.args.label_smoothing_factor}
+
+    def note_outputs(self, outputs) -> None:
+        """Called with the outputs of every forward pass with labels."""
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = {**inputs, **self.loss_arguments()}
+        # the model's own loss, in every recipe
+        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
+        self.note_outputs(outputs)
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.token_counter.add(inputs["attention_mask"])
@@ -95,10 +110,19 @@ class OvisTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
-            smoothing = self.args.label_smoothing_factor
-            loss_sum = model(**inputs, num_items_in_batch=1, label_smoothing=smoothing, skip_logits=True).loss
-        self._evaluated += torch.stack([loss_sum.double(), num_tokens.double()])
-        return loss_sum / num_tokens.clamp(min=1), None, None
+            outputs = model(**inputs, **self.loss_arguments(), num_items_in_batch=1, skip_logits=True)
+        self.note_outputs(outputs)
+        self._evaluated += torch.stack([outputs.loss.double(), num_tokens.double()])
+        return outputs.loss / num_tokens.clamp(min=1), None, None
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Sharded weights arrive here gathered, as `state_dict`; a whole model is its own."""
+        if self.save_dtype is not None:
+            state_dict = self.model.state_dict() if state_dict is None else state_dict
+            if self.model.config.llm_config.tie_word_embeddings:
+                state_dict.pop("llm.lm_head.weight", None)
+            state_dict = {name: value.to(self.save_dtype) for name, value in state_dict.items()}
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model, trial):
         """Older checkpoints are deleted only once this one is on the disk, whole and marked."""
@@ -111,3 +135,7 @@ class OvisTrainer(Trainer):
         if self.args.should_save:
             mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
+
+
+class OvisTrainer(OvisTraining, Trainer):
+    """The standard recipe."""
