@@ -8,12 +8,18 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.processing.image import open_image, patchify
+from ovis25.tiny.build import build_tiny
+from ovis25.training.checkpoints import find_checkpoints
+from ovis25.training.config import load_config
+from ovis25.training.run import train
 
 GOLDEN = Path(__file__).parent / "golden"
 # The whole set, where it is at hand: a folder that holds golden/ and tokenizer_9b/.
@@ -110,3 +116,67 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference over the norm."""
     got, expected = got.detach().double().cpu(), expected.detach().double()
     return float((got - expected).norm() / expected.norm())
+
+
+# -- training runs on files
+
+PIXELS = {
+    f"{kind}_{bound}_pixels": pixels
+    for kind in ("single_image", "multiple_image", "video")
+    for bound, pixels in (("min", 32 * 32), ("max", 96 * 96))
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """Twelve training and five evaluation samples: pictures of several sizes, two pictures, text."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    samples = []
+    for index in range(17):
+        num_images = index % 3
+        names = [f"{index}_{k}.png" for k in range(num_images)]
+        for name in names:
+            height, width = generator.integers(32, 100, 2)
+            Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+        question = "<image>\n" * num_images + f"What is {index} + 1?"
+        answer = f"<think>\n{index} and 1\n</think>\n\n{index + 1}" if index % 2 else f"It is {index + 1}."
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        samples.append({"id": f"s{index}", "conversations": turns, **({"image": names} if names else {})})
+    (folder / "train.json").write_text(json.dumps(samples[:12]))
+    (folder / "eval.json").write_text(json.dumps(samples[12:]))
+    return folder
+
+
+@pytest.fixture
+def write_config(tiny_folder, data_dir, tmp_path):
+    """A config over the files: batch 2, six steps an epoch, learning fast enough to see a difference."""
+
+    def write(**values) -> Path:
+        settings = {
+            "model_path": str(tiny_folder), "data_path": str(data_dir / "train.json"),
+            "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 2, "learning_rate": 1e-3,
+            "num_train_epochs": 1, "logging_steps": 1, "dataloader_num_workers": 0, "seed": 3, **PIXELS, **values,
+        }  # fmt: skip
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(settings))
+        return path
+
+    return write
+
+
+def run(path: Path, *overrides: str) -> dict:
+    return train(load_config(path, [str(part) for part in overrides]))
+
+
+def losses_of(output_dir: Path) -> dict[int, float]:
+    checkpoint = find_checkpoints(output_dir)[0][-1]
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}

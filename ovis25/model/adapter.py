@@ -87,10 +87,9 @@ def add_adapter(model: Ovis2_5, settings: AdapterSettings, keep_dtype: bool = Fa
         modules_to_save=list(settings.modules_to_save) or None,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
-        base_model_name_or_path=settings.base,
     )
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not keep_dtype)
-    # PEFT takes the name that the weights were loaded under
+    # PEFT has written the folder that the weights were loaded from
     config.base_model_name_or_path = settings.base
     return adapted
 

@@ -110,6 +110,9 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
         with torch.device("meta"):
             return Ovis2_5(Ovis2_5_Config.from_pretrained(folder))
     arguments = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
+    if is_deepspeed_zero3_enabled():
+        # the model is made in shards, which asks DeepSpeed how many ranks there are
+        importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
     if config.qlora and config.use_lora:
         arguments["quantization_config"] = _four_bits(dtype)
     return Ovis2_5.from_pretrained(folder, dtype=dtype, **arguments)

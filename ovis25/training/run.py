@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,8 @@ class Datasets:
     evaluation: ConversationDataset | None
 
 
-def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
-    """Run a config to its end, or on from where it was interrupted.
+def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict | None:
+    """Run a config to its end, or on from where it was interrupted; `callbacks` are Trainer's.
 
     Returns the results that are also saved (`finished`, `stop_reason`, `best_eval_loss`, ...), or None after a
     dry run, which prints the plan, loads no weights and writes nothing.
@@ -102,7 +103,7 @@ def train(config: TrainConfig, dry_run: bool = False) -> dict | None:
         data_collator=Collator(processor.tokenizer.pad_token_id),
         processing_class=processor,
         chosen=chosen,
-        callbacks=[],
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PlanAnnouncement(plan, config, data, checkpoint))
