@@ -123,11 +123,12 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         grid_thws: torch.Tensor | None = None,
+        touch_vision: bool = False,
     ) -> torch.Tensor:
         """Embed text, indicators and visual atoms: (B, T) ids with negative markers -> (B, T, H).
 
-        While training, a batch without visuals still runs four dummy patches whose result counts zero: every
-        rank of a distributed run must touch the same parameters.
+        While training, or with `touch_vision`, a batch without visuals still runs four dummy patches whose result
+        counts zero: every rank of a distributed run must touch the same parameters.
 
         Raises:
             ValueError: where the visual positions and the visual embeddings differ in number.
@@ -158,7 +159,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
                 f"input_ids has {num_atoms} visual positions, but there are 0 visual embeddings: "
                 "pixel_values is missing"
             )
-        return embeds + self._dummy_visual(input_ids.device) if self.training else embeds
+        return embeds + self._dummy_visual(input_ids.device) if self.training or touch_vision else embeds
 
     def _dummy_visual(self, device: torch.device) -> torch.Tensor:
         vit = self.config.vit_config
@@ -198,7 +199,8 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             skip_logits: compute no logits beside the loss's own; the default while training with labels.
         """
         if inputs_embeds is None:
-            inputs_embeds = self.get_inputs_embeds(input_ids, pixel_values, grid_thws)
+            # an evaluation gathers sharded weights just as training does
+            inputs_embeds = self.get_inputs_embeds(input_ids, pixel_values, grid_thws, labels is not None)
         if self.training and labels is not None and use_cache is None:
             use_cache = False
         outputs = self.llm.model(

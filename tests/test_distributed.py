@@ -1,0 +1,159 @@
+"""Several processes: every ZeRO stage, FSDP2 and plain data-parallel give what one process gives, and resume.
+
+The runs go through the documented launchers. Batches of two are spread over two ranks so that one rank holds pictures
+while the other holds text alone; a watchdog turns a hang into a failure.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PIXELS, losses_of, run
+from safetensors import safe_open
+
+from ovis25.paths import REPOSITORY_ROOT
+
+ZERO = REPOSITORY_ROOT / "scripts" / "zero_configs"
+STAGES = ("zero0_cp", "zero1_cp", "zero2_cp", "zero3_cp")
+# a recipe -> its launcher, and the launcher's word for it
+RECIPES = {
+    "standard": ("src_theo/train_launch.sh", "standard", {}),
+    "trl": ("src_theo/train_launch.sh", "trl", {"recipe": "trl"}),
+    "lora": ("src_theo/lora/train_launch_lora.sh", "standard", {"use_lora": True}),
+}
+SAME = 1e-4
+TIMEOUT_S = 240
+
+has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not has_deepspeed, reason="DeepSpeed is not installed")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU optimizer")
+
+
+def watched(command: list, **env) -> None:
+    """Run to a success, or fail with the end of what it said; a hang is killed with all its children."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    started = subprocess.Popen(
+        [str(part) for part in command], start_new_session=True, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, "PATH": path, "VIRTUAL_ENV": sys.prefix, **env},
+    )  # fmt: skip
+    try:
+        said, _ = started.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        pytest.fail(f"the processes hang: {command}")
+    assert started.returncode == 0, said[-3000:]
+
+
+@pytest.fixture(scope="session")
+def config(tiny_folder, data_dir, tmp_path_factory) -> Path:
+    """Ten steps in the file's order: sample 0 is text, 1 has a picture, 2 has two, and so on."""
+    folder = tmp_path_factory.mktemp("distributed")
+    path = folder / "config.json"
+    path.write_text(json.dumps({
+        "model_path": str(tiny_folder), "data_path": str(data_dir / "train.json"),
+        "eval_data_path": str(data_dir / "eval.json"), "train_sampling_strategy": "sequential", "max_steps": 10,
+        "eval_steps": 5, "save_total_limit": 5, "logging_steps": 1, "learning_rate": 1e-3, "dataloader_num_workers": 0,
+        "early_stopping_patience": 0, "max_grad_norm": 1.0, "train_modules": "visual_tokenizer:5e-4|llm|vte", **PIXELS,
+    }))  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="session")
+def single(config):
+    """recipe -> the folder of the same run in one process."""
+    folders = {}
+
+    def folder_of(recipe: str) -> Path:
+        if recipe not in folders:
+            folders[recipe] = config.parent / f"single-{recipe}"
+            settings = [f"--{name}={value}" for name, value in RECIPES[recipe][2].items()]
+            run(config, "--per_device_train_batch_size", 2, "--output_dir", folders[recipe], *settings)
+        return folders[recipe]
+
+    return folder_of
+
+
+def launch(config: Path, recipe: str, output_dir: Path, *arguments) -> None:
+    launcher, word, _ = RECIPES[recipe]
+    watched(["bash", REPOSITORY_ROOT / launcher, config, 2, word, "--per_device_train_batch_size", 1,
+             "--output_dir", output_dir, *arguments])  # fmt: skip
+
+
+def evaluations(output_dir: Path) -> list[float]:
+    history = json.loads((output_dir / "checkpoint-10" / "trainer_state.json").read_text())["log_history"]
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def weights(output_dir: Path) -> dict:
+    """Name -> shape and dtype of everything that the final folder's safetensors hold."""
+    (file,) = output_dir.glob("*.safetensors")
+    with safe_open(file, "pt") as content:
+        slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+    return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+
+
+def assert_same_run(got: Path, expected: Path) -> None:
+    assert losses_of(got).keys() == set(range(1, 11))
+    assert losses_of(got) == pytest.approx(losses_of(expected), rel=SAME)
+    assert evaluations(got) == pytest.approx(evaluations(expected), rel=SAME)
+    assert weights(got) == weights(expected)
+    files = [{path.name for path in folder.iterdir() if path.is_file()} for folder in (got, expected)]
+    assert files[0] == files[1]
+    assert json.loads((got / "train_results.json").read_text())["finished"]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_trains_as_one_process_does(stage, recipe, config, single, tmp_path):
+    launch(config, recipe, tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
+    assert_same_run(tmp_path / "two", single(recipe))
+    if recipe != "standard":
+        return
+    # and goes on from its middle, as after an interruption
+    for path in (tmp_path / "two" / "checkpoint-10" / "COMPLETE", tmp_path / "two" / "train_results.json"):
+        path.unlink()
+    launch(config, recipe, tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
+    assert_same_run(tmp_path / "two", single(recipe))
+    assert "checkpoint-5" in json.loads((tmp_path / "two" / "train_plan.json").read_text())["resumes_from"]
+
+
+@needs_deepspeed
+@needs_compiler
+@pytest.mark.parametrize("stage", ["zero2_offload_cp", "zero3_offload_cp"])
+def test_offloading_changes_nothing(stage, config, single, tmp_path):
+    launch(config, "standard", tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
+    assert_same_run(tmp_path / "two", single("standard"))
+
+
+def test_plain_data_parallel_trains_as_one_process_does(config, single, tmp_path):
+    launch(config, "standard", tmp_path / "two")
+    assert_same_run(tmp_path / "two", single("standard"))
+
+
+@pytest.mark.parametrize("recipe", ["standard", "lora"])
+def test_fsdp2_trains_as_one_process_does(recipe, config, single, tmp_path):
+    settings = [f"--{name}={value}" for name, value in RECIPES[recipe][2].items()]
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", REPOSITORY_ROOT / "scripts" / "fsdp2.yaml",
+        "--num_processes", 2, REPOSITORY_ROOT / "src_theo" / "train_theo.py", config, "--per_device_train_batch_size",
+        1, "--output_dir", tmp_path / "two", *settings,
+    ]  # fmt: skip
+    watched(command, OMP_NUM_THREADS="1")
+    assert_same_run(tmp_path / "two", single(recipe))
+    for path in (tmp_path / "two" / "checkpoint-10" / "COMPLETE", tmp_path / "two" / "train_results.json"):
+        path.unlink()
+    watched(command, OMP_NUM_THREADS="1")
+    assert_same_run(tmp_path / "two", single(recipe))
+    assert "checkpoint-5" in json.loads((tmp_path / "two" / "train_plan.json").read_text())["resumes_from"]
+
+
+def test_every_zero_config_is_tested():
+    named = {path.stem for path in ZERO.glob("*.json")}
+    assert named == {*STAGES, "zero2_offload_cp", "zero3_offload_cp"}
