@@ -24,10 +24,13 @@ class Defect:
     problem: str
     cure: str
     is_long: bool = False
+    # file and index, for a row of a set that was joined from several files
+    origin: str | None = None
 
     def describe(self, source: str) -> str:
         name = f' (id "{self.id}")' if self.id is not None else ""
-        return f"{source}[{self.index}]{name}, field {self.field}: {self.problem}. {self.cure}"
+        place = self.origin or f"{source}[{self.index}]"
+        return f"{place}{name}, field {self.field}: {self.problem}. {self.cure}"
 
 
 @dataclass

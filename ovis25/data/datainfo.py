@@ -31,7 +31,7 @@ def split_source(source: str) -> tuple[str, str]:
     return path, names
 
 
-def resolve_source(source: str, config_dir: str | Path | None = None) -> str:
+def resolve_source(source: str, config_dir: str | Path) -> str:
     """`datainfo:PATH:a|b` with an absolute PATH; PATH may lack its .json.
 
     Raises:

@@ -14,6 +14,7 @@ from rich.progress import track
 from torch.utils.data import Dataset
 
 from ovis25.data.checks import Defect, LengthLimits, LongSampleError, locate, measure
+from ovis25.data.datainfo import ORIGIN_KEY
 from ovis25.data.schema import Sample, SampleError, parse_sample
 from ovis25.data.source import DataError, read_rows
 from ovis25.processing import Ovis2_5Processor, VisualLimits
@@ -231,8 +232,15 @@ class ConversationDataset(Dataset):
     def _defect(self, row_index: int, error: SampleError) -> Defect:
         row = self.rows[row_index]
         name = row.get("id") if isinstance(row, dict) else None
-        is_long = isinstance(error, LongSampleError)
-        return Defect(row_index, None if name is None else str(name), error.field, error.problem, error.cure, is_long)
+        return Defect(
+            index=row_index,
+            id=None if name is None else str(name),
+            field=error.field,
+            problem=error.problem,
+            cure=error.cure,
+            is_long=isinstance(error, LongSampleError),
+            origin=row.get(ORIGIN_KEY) if isinstance(row, dict) else None,
+        )
 
     def _note_skipped(self, defect: Defect) -> None:
         logger.warning("left out while training: %s", defect.describe(self.source))

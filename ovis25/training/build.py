@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ovis25.data import ConversationDataset
+from ovis25.data import ConversationDataset, datainfo
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.processing import Ovis2_5Processor, VisualLimits
@@ -71,7 +71,8 @@ def choose_precision(config: TrainConfig) -> Precision:
     bf16, fp16 = config.trainer.get("bf16"), config.trainer.get("fp16")
     requested = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else None
     if not torch.cuda.is_available() or config.trainer.get("use_cpu"):
-        note = "bf16 and fp16 are off: this machine trains on its CPU, in float32" if bf16 or fp16 else None
+        off = [name for name in ("bf16", "fp16", "tf32") if config.trainer.get(name)]
+        note = f"without effect: {', '.join(off)}; this machine trains on its CPU, in float32" if off else None
         return Precision("CPU", requested or torch.float32, False, False, note)
     if bf16 is None and not fp16:
         bf16 = torch.cuda.is_bf16_supported()
@@ -91,8 +92,12 @@ def visual_limits(config: TrainConfig) -> VisualLimits:
 def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
     """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's."""
     source = getattr(config, key)
+    if source.startswith("tiny:"):
+        source = parse_source(source)
+    elif source.startswith(datainfo.PREFIX):
+        source = datainfo.read_datainfo(*datainfo.split_source(source))
     return ConversationDataset(
-        parse_source(source) if source.startswith("tiny:") else source,
+        source,
         processor,
         config.image_folder,
         **{name: getattr(config, name) for name in LIMIT_NAMES},
@@ -198,6 +203,7 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
     values = {**_DEFAULTS, **_rhythm(config, given, steps), **given}
     values |= {"bf16": precision.bf16, "fp16": precision.fp16, "output_dir": config.output_dir}
     if precision.device == "CPU":
+        values.pop("tf32", None)
         values |= {"use_cpu": True, "dataloader_pin_memory": given.get("dataloader_pin_memory", False)}
     values.setdefault("dataloader_num_workers", min(8, max((os.cpu_count() or 1) // num_processes() - 1, 0)))
     values.setdefault("per_device_eval_batch_size", _value(given, "per_device_train_batch_size"))

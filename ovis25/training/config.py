@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
+from ovis25.data import datainfo
 from ovis25.paths import REPOSITORY_ROOT, resolve_input
 from ovis25.training import trl_keys
 from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
@@ -32,7 +33,7 @@ class TrainConfig:
     """Every own key of a training config, `trainer`: the TrainingArguments that the file sets, `trl`: SFTConfig's."""
 
     model_path: str = _setting("", "checkpoint folder, hub name, or tiny (needs no download)")
-    data_path: str = _setting("", "training samples: .json, .jsonl, or tiny:train:NUMBER")
+    data_path: str = _setting("", "training samples: .json, .jsonl, datainfo:FILE:a|b, or tiny:train:NUMBER")
     eval_data_path: str | None = _setting(None, "evaluation samples, in the same forms; turns early stopping on")
     image_folder: str | None = _setting(None, "where relative image and video paths start (default: the data's folder)")
     output_dir: str = _setting("output", "the final model, checkpoints, plan and report")
@@ -243,7 +244,9 @@ def _resolve_paths(config: TrainConfig) -> None:
     """Make every input path absolute; names that are no paths (tiny, hub names) stay."""
     for name in ("data_path", "eval_data_path", "image_folder"):
         value = getattr(config, name)
-        if value and not value.startswith("tiny:"):
+        if value and value.startswith(datainfo.PREFIX):
+            setattr(config, name, datainfo.resolve_source(value, config.config_dir))
+        elif value and not value.startswith("tiny:"):
             setattr(config, name, str(_resolve(name, value, config.config_dir)))
     for name in ("deepspeed", "fsdp_config", "accelerator_config"):
         value = config.trainer.get(name)

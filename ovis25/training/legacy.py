@@ -30,9 +30,7 @@ for _old, _new in (
 
 WITHOUT_EFFECT = {
     "stage": "the stage is what train_modules selects",
-    "data_name": "the data is what data_path names",
     "data_type": "samples tell their own kind",
-    "data_info_version": "the data is what data_path names",
     "visual_vocab_size": "the checkpoint fixes it",
     "conversation_formatter_class": "the checkpoint fixes it",
     "visual_tokenizer_class": "the checkpoint fixes it",
@@ -68,6 +66,7 @@ def translate(values: dict) -> tuple[dict, list[str]]:
         ValueError: an old and a new name of the same setting disagree.
     """
     translated, notes = {}, []
+    values = _name_data_sets(values, notes)
     written_as: dict[str, str] = {}
     for name, value in values.items():
         if name == "group_by_length":
@@ -87,3 +86,16 @@ def translate(values: dict) -> tuple[dict, list[str]]:
         written_as[new_name] = name
         translated[new_name] = value
     return translated, notes
+
+
+def _name_data_sets(values: dict, notes: list[str]) -> dict:
+    """The upstream pair `data_info_version` and `data_name` as one `data_path`; alone, neither says anything."""
+    values = dict(values)
+    named = {key: values.pop(key) for key in ("data_info_version", "data_name") if key in values}
+    if len(named) == 2:
+        source = f"datainfo:{named['data_info_version']}:{named['data_name']}"
+        if values.setdefault("data_path", source) != source:
+            raise ValueError(f"data_path={values['data_path']!r} and data_name={named['data_name']!r}; keep one")
+    else:
+        notes += [f"{key} has no effect here: the data is what data_path names" for key in named]
+    return values
