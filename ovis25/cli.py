@@ -14,6 +14,7 @@ from ovis25.data import DataError
 from ovis25.inference import Ovis25Inference
 from ovis25.inference.merge import merge_adapter
 from ovis25.tiny.exam import print_exam, run_exam
+from ovis25.training import build, memory
 from ovis25.training.build import is_main_process
 from ovis25.training.config import OWN_KEYS, ConfigError, TrainConfig, load_config
 from ovis25.training.run import train
@@ -37,10 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             epilog=_train_help(),
         )
     )
+    _add_plan_arguments(commands.add_parser("plan", help="memory of every way to train, per device", **_PLAN_TEXTS))
     _add_merge_arguments(commands.add_parser("merge", help="merge a LoRA adapter into its base", **_MERGE_TEXTS))
     parsed, overrides = parser.parse_known_args(arguments)
     if parsed.command == "train":
         return _run_train(parsed, overrides)
+    if parsed.command == "plan":
+        return _run_plan(parsed, overrides)
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     return _run_merge(parsed)
@@ -90,6 +94,36 @@ def _run_merge(parsed: argparse.Namespace) -> int:
         print(merge_adapter(parsed.adapter_path, parsed.output_path, parsed.base, dtype).render())
         return 0
     except (FileNotFoundError, ValueError) as error:
+        if os.environ.get("OVIS25_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+_PLAN_TEXTS = {
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "description": "Estimate the memory that each ZeRO stage, LoRA and QLoRA take, and recommend the settings.\n"
+    "One micro-batch of samples as long as the config allows, with one image as large as it allows.",
+    "epilog": "example:\n  ovis25 plan src_theo/train_config.json --devices 4 --device-memory 80GB",
+}
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a JSON file; any setting can be overridden: --key value")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs in all (default: 1)")
+    parser.add_argument("--device-memory", default="80GB", help="of each, like 80GB or 24GiB (default: 80GB)")
+    parser.add_argument("--float32", action="store_true", help="train in float32 instead of bfloat16")
+
+
+def _run_plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
+    _quieten()
+    try:
+        if parsed.devices < 1:
+            raise ConfigError(f"--devices is {parsed.devices}; it must be at least 1")
+        config = load_config(parsed.config, overrides)
+        print(build.memory_plan(config, parsed.devices, memory.parse_bytes(parsed.device_memory), parsed.float32))
+        return 0
+    except (*_USER_ERRORS, ValueError) as error:
         if os.environ.get("OVIS25_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -9,13 +9,16 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ovis25.checkpoint import resolve_checkpoint
+from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
 from ovis25.data import ConversationDataset, datainfo
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
-from ovis25.tiny.build import TINY_NAME
+from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import parse_source
+from ovis25.training import memory
 from ovis25.training.config import TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.plan import Steps, count_steps
 
@@ -260,3 +263,27 @@ def early_stopping_patience(config: TrainConfig, arguments: TrainingArguments) -
     if patience and not evaluates:
         raise ConfigError("early_stopping_patience needs evaluations: give eval_data_path, and no eval_strategy of no")
     return patience
+
+
+def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float32: bool = False) -> str:
+    """The table of `ovis25 plan`: released models by their name, without a download."""
+    size = next((size for size in ("2B", "9B") if f"Ovis2.5-{size}" in config.model_path), None)
+    if size and not os.path.isdir(config.model_path):
+        shapes = memory.released_config(size)
+    else:
+        shapes = Ovis2_5_Config.from_pretrained(resolve_checkpoint(resolve_model_path(config.model_path)))
+    patches = min(config.single_image_max_pixels // PATCH_SIZE**2, HIDDEN_STRIDE**2 * config.multimodal_max_length)
+    samples = _value(config.trainer, "per_device_train_batch_size")
+    workload = memory.Workload(samples, config.multimodal_max_length, patches)
+    choice = memory.Choice(
+        config.train_modules, config.freeze_vision_tower, config.freeze_llm,
+        config.lora_r, _names(config.lora_target_modules), config.apply_lora_to_vision,
+    )  # fmt: skip
+    numbers = memory.FLOAT32 if float32 else memory.MIXED
+    estimates = memory.estimate_all(shapes, choice, workload, num_devices, numbers)
+    heading = (
+        f"{config.model_path} on {num_devices} x {memory.format_bytes(device_memory)}\n"
+        f"a micro-batch of {samples} x ({workload.num_tokens:,} tokens, {patches:,} patches, "
+        f"{workload.num_learned // samples:,} learned) in {'float32' if float32 else 'bfloat16'}\n"
+    )
+    return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"
