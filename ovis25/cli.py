@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import torch
@@ -199,6 +200,8 @@ def hold_exam(model_path: str) -> dict:
 def _quieten() -> None:
     """Our own lines instead of transformers' bars and notices; errors stay."""
     if not os.environ.get("OVIS25_DEBUG"):
+        # what other libraries will have to change one day
+        warnings.filterwarnings("ignore", category=FutureWarning)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
 

@@ -80,6 +80,8 @@ elif [[ "$gpus" -gt 0 && "$num" -gt "$gpus" ]]; then
   fail "NUM is $num, but this machine has $gpus GPUs"
 fi
 
+# so that DeepSpeed does not warn that it found no GPU
+[[ "$gpus" -gt 0 ]] || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 if [[ "$num" -eq 1 && "$nodes" -eq 1 ]]; then
   # one process drives one device
   if [[ "$gpus" -gt 1 ]]; then

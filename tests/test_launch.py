@@ -37,6 +37,39 @@ def test_the_launcher_trains_from_the_root_and_from_src_theo(cwd, launcher, conf
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+LORA = SRC_THEO / "lora"
+
+
+@pytest.mark.parametrize(
+    ("cwd", "folder", "config"),
+    [(REPOSITORY_ROOT, "src_theo/lora/", "src_theo/lora/train_config_lora.json"), (LORA, "", "train_config_lora.json")],
+)
+def test_an_adapter_is_trained_and_merged_from_the_root_and_from_lora(cwd, folder, config, tmp_path):
+    result = run("bash", f"{folder}train_launch_lora.sh", config, 1, "--model_path", "tiny", "--max_steps", 1,
+                 "--gradient_accumulation_steps", 1, "--output_dir", tmp_path / "a", cwd=cwd)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "The adapter lies in" in result.stdout and (tmp_path / "a" / "adapter_model.safetensors").is_file()
+    merge = (sys.executable, f"{folder}merge_lora_adapters.py", "--adapter_path", tmp_path / "a")
+    result = run(*merge, "--output_path", tmp_path / "b", cwd=cwd)
+    assert result.returncode == 0 and "relative error" in result.stdout, result.stderr
+    assert (tmp_path / "b" / "model.safetensors").is_file()
+
+
+def test_the_lora_and_trl_scripts_run_by_themselves(tmp_path):
+    for door, cwd in (("train_theo_lora.py", LORA), ("train_theo_trl.py", SRC_THEO)):
+        result = run(sys.executable, door, "train_config_tiny.json", *FAST, "--output_dir", tmp_path / door, cwd=cwd)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "train_theo_lora.py" / "adapter_config.json").is_file()
+    assert (tmp_path / "train_theo_trl.py" / "model.safetensors").is_file()
+
+
+def test_the_documented_config_runs_with_trl_on_the_tiny_model(tmp_path):
+    result = run("bash", "src_theo/train_launch.sh", "train_config.json", 1, "trl", "--model_path", "tiny",
+                 "--max_steps", 1, "--gradient_accumulation_steps", 1, "--output_dir", tmp_path / "out")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "all 1 steps are done" in result.stdout
+
+
 def test_the_launcher_runs_several_processes_on_a_machine_without_gpu(tmp_path):
     result = run("bash", "src_theo/train_launch.sh", "train_config_tiny.json", 2, *FAST, "--output_dir", tmp_path / "o")
     assert result.returncode == 0, result.stderr
@@ -73,8 +106,11 @@ def test_the_launcher_and_the_script_explain_themselves():
     script = run(sys.executable, "src_theo/train_theo.py", "--help")
     assert script.returncode == 0
     assert "example:" in script.stdout and "multimodal_max_length" in script.stdout
-    command = run(sys.executable, "-m", "ovis25.cli", "train", "--help")
-    assert command.returncode == 0 and "CONFIG" in command.stdout
+    for command in ("train", "plan", "merge"):
+        result = run(sys.executable, "-m", "ovis25.cli", command, "--help")
+        assert result.returncode == 0 and "example" in result.stdout, command
+    lora = run("bash", "src_theo/lora/train_launch_lora.sh", "--help")
+    assert lora.returncode == 0 and "examples:" in lora.stdout
 
 
 def test_a_model_out_of_reach_says_so_and_points_to_the_tiny_one(tmp_path):

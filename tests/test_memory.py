@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -30,7 +31,8 @@ from ovis25 import Ovis2_5
 def held():
     gc.collect()
     tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
-    tensors += [getattr(t, name) for t in tensors for name in ("ds_tensor", "grad") if getattr(t, name, None) is not None]
+    inner = [getattr(t, name, None) for t in tensors for name in ("ds_tensor", "grad")]
+    tensors += [t for t in inner if t is not None]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 stage, folder = int(sys.argv[1]), sys.argv[2]
@@ -85,7 +87,8 @@ def test_the_static_part_is_what_deepspeed_allocates(stage, tiny_folder, tmp_pat
     weights, gradients, optimizer, _ = (part / counts.trained for part in parts)
     # stage 3 keeps its share of the gradients in a buffer of its own; the others free them after a step
     kept = gradients if stage == 3 else 0
-    assert after_step == pytest.approx(weights + optimizer + kept, rel=0.01)
+    # buckets and alignment are not estimated: 2.4 % of this small model
+    assert after_step == pytest.approx(weights + optimizer + kept, rel=0.03)
     if stage in (0, 2):
         # stage 2 keeps a few per cent more, for alignment; stage 1 has whole gradients only while it runs backward
         assert after_backward - at_begin == pytest.approx(gradients, rel=0.05)
@@ -112,7 +115,7 @@ def test_activations_are_what_autograd_keeps(tiny_folder, choice):
     kept = memory.kept_bytes(own, lambda: model.vte(model.visual_tokenizer(pixels, [(1, 8, 8)] * 2)))
     kept += memory.kept_bytes(own, lambda: model.llm.model(inputs_embeds=embeds, use_cache=False).last_hidden_state)
     estimate, _ = memory.activation_bytes(copy.deepcopy(model.config), choice, workload, FLOAT32)
-    assert estimate == pytest.approx(kept, rel=0.02)
+    assert estimate == kept
 
 
 def test_checkpointing_keeps_what_the_estimate_says(tiny_folder):
@@ -167,7 +170,8 @@ def test_the_command_recommends_what_fits(capsys):
 
 def test_the_command_takes_own_models_and_refuses_nonsense(tiny_folder, tmp_path, capsys):
     path = tmp_path / "config.json"
-    path.write_text('{"model_path": "%s", "data_path": "tiny:train:4", "multimodal_max_length": 256}' % tiny_folder)
+    settings = {"model_path": str(tiny_folder), "data_path": "tiny:train:4", "multimodal_max_length": 256}
+    path.write_text(json.dumps(settings))
     arguments = [f"--{name}={value}" for name, value in PIXELS.items()]
     assert "MB per device" in plan(capsys, path, "--float32", *arguments)
     for wrong, message in (("--devices=0", "--devices is 0"), ("--device-memory=1XB", "is no amount of memory")):
@@ -177,9 +181,7 @@ def test_the_command_takes_own_models_and_refuses_nonsense(tiny_folder, tmp_path
 
 def test_the_readmes_tables_are_the_commands(capsys):
     page = (REPOSITORY_ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```\n\$ ovis25 plan (.*)\n(.*?)```", page, re.DOTALL)
-    commands = [block[0].split("\n", 1)[0] for block in blocks]
-    assert commands
-    for command, (first, rest) in zip(commands, blocks, strict=True):
-        printed = f"{first}\n{rest}".split("\n", 1)[1]
+    blocks = re.findall(r"```\n\$ ovis25 plan (.*?)\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for command, printed in blocks:
         assert plan(capsys, *command.split()).strip() == printed.strip()

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import socket
 from dataclasses import dataclass
 
 import torch
@@ -219,10 +220,28 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
         make = trl_recipe().sft_config
         # SFTConfig's own defaults differ; one config means the same in both recipes
         values = {**{name: TRAINER_KEYS[name].default for name in _TRL_DEFAULTS_DIFFER}, **values, **config.trl}
+    if given.get("deepspeed"):
+        _be_the_only_process()
     try:
         return make(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"transformers refuses these settings: {error}") from error
+
+
+def _be_the_only_process() -> None:
+    """What torchrun tells its processes, for one started without it: DeepSpeed would look for MPI instead."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def _rhythm(config: TrainConfig, given: dict, steps: Steps) -> dict:

@@ -265,9 +265,11 @@ def _tower_bytes(config, choice, workload, numbers, lora, num_layers) -> tuple[i
         embeds = torch.zeros(workload.num_samples, workload.num_tokens, config.hidden_size, dtype=numbers.dtype)
         embeds.requires_grad_()
         own = list(model.parameters())
+        # a dict is taken as it is: without data, transformers cannot see that a batch needs no mask
+        no_mask = {"full_attention": None}
         return (
             kept_bytes(own, lambda: model.vte(model.visual_tokenizer(pixels, grids))),
-            kept_bytes(own, lambda: model.llm.model(inputs_embeds=embeds, use_cache=False).last_hidden_state),
+            kept_bytes(own, lambda: model.llm.model(None, no_mask, inputs_embeds=embeds, use_cache=False)[0]),
         )
 
 
