@@ -1,5 +1,6 @@
 """Where input files are looked for: one rule for every path of a config."""
 
+import json
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -25,3 +26,18 @@ def resolve_input(path: str | Path, *folders: str | Path) -> Path:
             return candidate.resolve()
     places = "\n".join(f"  {candidate}" for candidate in candidates)
     raise FileNotFoundError(f"{path} was not found. Looked for\n{places}")
+
+
+def read_json_object(path: Path) -> dict:
+    """A file that holds one JSON object.
+
+    Raises:
+        ValueError: it holds something else; says what.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one JSON object, not a {type(content).__name__}")
+    return content

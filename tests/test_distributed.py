@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import PIXELS, losses_of, run
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from ovis25.paths import REPOSITORY_ROOT
 
@@ -122,6 +123,18 @@ def test_every_stage_trains_as_one_process_does(stage, recipe, config, single, t
     launch(config, recipe, tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
     assert_same_run(tmp_path / "two", single(recipe))
     assert "checkpoint-5" in json.loads((tmp_path / "two" / "train_plan.json").read_text())["resumes_from"]
+
+
+@needs_deepspeed
+def test_adapters_in_a_frozen_vision_encoder_are_trained_under_checkpointing(config, tmp_path):
+    """TRL would checkpoint reentrantly here, and such an adapter would stay as it was."""
+    settings = ["--gradient_checkpointing", "true", "--use_lora", "true", "--apply_lora_to_vision", "true"]
+    run(config, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "one", *settings)
+    launch(config, "trl", tmp_path / "two", "--deepspeed", ZERO / "zero3_cp.json", *settings)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    adapter = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    changed = [name for name, value in adapter.items() if "lora_B" in name and value.abs().sum() > 0]
+    assert any(".vit." in name for name in changed) and any(".llm." in name for name in changed)
 
 
 @needs_deepspeed

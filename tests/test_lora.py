@@ -172,6 +172,11 @@ def test_four_bits_need_a_gpu(write_config):
         run(write_config(use_lora=True, qlora=True))
 
 
+def test_reentrant_checkpointing_is_refused(write_config):
+    with pytest.raises(ConfigError, match="use_reentrant would drop the gradients"):
+        run(write_config(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}))
+
+
 def test_wrong_adapter_settings_are_refused(write_config):
     with pytest.raises(ConfigError, match="lora_r is 0"):
         load_config(write_config(use_lora=True, lora_r=0))

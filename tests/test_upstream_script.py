@@ -202,7 +202,7 @@ def test_what_is_wrong_with_a_data_set_is_told(write_datainfo, entry, rows, mess
     [
         (None, "d", "the datainfo file"),
         ("{", "d", "is no valid JSON"),
-        ("[]", "d", "holds a list; it must be an object"),
+        ("[]", "d", "must hold one JSON object, not a list"),
         ('{"photos": {}}', "photo", "has no data set 'photo'; did you mean photos?"),
         ('{"photos": {}}', "x", "has no data set 'x'; it has photos"),
         ('{"photos": 3}', "photos", "meta_file is missing"),

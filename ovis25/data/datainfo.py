@@ -5,12 +5,11 @@ A datainfo file is a JSON object, name -> {"meta_file": samples, "image_dir": fo
 """
 
 import difflib
-import json
 from pathlib import Path
 
 from ovis25.data.schema import SampleError, parse_sample
 from ovis25.data.source import DataError, read_rows
-from ovis25.paths import resolve_input
+from ovis25.paths import read_json_object, resolve_input
 
 PREFIX = "datainfo:"
 CAPTION_PROMPT = "<image>\nDescribe the image."
@@ -75,12 +74,9 @@ def _read_entries(path: Path) -> dict:
     if not path.is_file():
         raise DataError(f"the datainfo file {path} does not exist; correct data_info_version, or PATH in {PREFIX}PATH")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise DataError(f"{path} holds a {type(entries).__name__}; it must be an object: name -> data set")
-    return entries
+        return read_json_object(path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _entry(path: Path, entries: dict, name: str) -> dict:

@@ -213,7 +213,13 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
     values.setdefault("per_device_eval_batch_size", _value(given, "per_device_train_batch_size"))
     for prefix in ("activation", "gradient"):
         if values.get(f"{prefix}_checkpointing"):
-            values.setdefault(f"{prefix}_checkpointing_kwargs", {"use_reentrant": False})
+            chosen = values.get(f"{prefix}_checkpointing_kwargs") or {}
+            if chosen.get("use_reentrant"):
+                raise ConfigError(
+                    f"{prefix}_checkpointing_kwargs: use_reentrant would drop the gradients of layers whose input "
+                    "needs none, such as adapters in a frozen vision encoder; remove it"
+                )
+            values[f"{prefix}_checkpointing_kwargs"] = {**chosen, "use_reentrant": False}
     values.pop("resume_from_checkpoint", None)
     make = TrainingArguments
     if config.recipe == "trl":

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
 from ovis25.data import datainfo
-from ovis25.paths import REPOSITORY_ROOT, resolve_input
+from ovis25.paths import REPOSITORY_ROOT, read_json_object, resolve_input
 from ovis25.training import trl_keys
 from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
 
@@ -160,11 +160,9 @@ def _parse_value(text: str):
 
 def _read(path: Path) -> dict:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold one JSON object with settings, not a {type(values).__name__}")
+        values = read_json_object(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     # keys that begin with an underscore are the user's comments
     return {name: value for name, value in values.items() if not name.startswith("_")}
 

@@ -1,5 +1,8 @@
 """The trl recipe: TRL's SFTTrainer around this package's data, masks and loss. The one file that knows TRL."""
 
+import copy
+import dataclasses
+
 import torch
 from datasets import Dataset
 from transformers import Trainer
@@ -9,6 +12,11 @@ from ovis25.training.trainer import OvisTraining
 
 # TRL prepares nothing: samples arrive encoded, cut to no length, padded by our collator
 _OURS = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+_CHECKPOINTING = [
+    name
+    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+    if name in {field.name for field in dataclasses.fields(SFTConfig)}
+]
 
 
 def sft_config(**values) -> SFTConfig:
@@ -26,7 +34,12 @@ class OvisSFTTrainer(OvisTraining, SFTTrainer):
     def __init__(self, *, model, train_dataset, eval_dataset=None, **kwargs):
         stand_in = Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
         evaluated = stand_in if eval_dataset is not None else None
+        arguments = kwargs["args"]
+        checkpointing = {name: copy.copy(getattr(arguments, name, None)) for name in _CHECKPOINTING}
         super().__init__(model=model, train_dataset=stand_in, eval_dataset=evaluated, **kwargs)
+        # TRL makes adapters under ZeRO-3 checkpoint reentrantly, which drops the gradients of those in a frozen ViT
+        for name, value in checkpointing.items():
+            setattr(arguments, name, value)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         # TRL's patch of forward stands on the instance, before the class's
         whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
