@@ -236,6 +236,11 @@ def test_skipped_samples_are_listed_in_the_output_folder(write_config, data_dir,
     assert json.loads((tmp_path / "out" / "train_plan.json").read_text())["data"]["num_skipped"] == 1
 
 
+def test_an_attention_that_is_not_installed_says_so(write_config):
+    with pytest.raises(ConfigError, match="attn_implementation flash_attention_2 cannot be used"):
+        run(write_config(attn_implementation="flash_attention_2", max_steps=1))
+
+
 def test_a_loss_that_is_no_number_ends_the_run(write_config):
     with pytest.raises(FloatingPointError, match="the training loss became nan at step"):
         run(write_config(learning_rate=1e30, max_grad_norm=0.0, max_steps=6))

@@ -124,7 +124,12 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
         importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
     if config.qlora and config.use_lora:
         arguments["quantization_config"] = _four_bits(dtype)
-    return Ovis2_5.from_pretrained(folder, dtype=dtype, **arguments)
+    try:
+        return Ovis2_5.from_pretrained(folder, dtype=dtype, **arguments)
+    except ImportError as error:
+        raise ConfigError(
+            f"attn_implementation {config.attn_implementation} cannot be used: {error}; use sdpa"
+        ) from error
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
