@@ -74,11 +74,9 @@ def locate(sample: Sample, folder: Path) -> Sample:
             return source
         path = folder / source
         if not path.is_file():
-            raise SampleError(
-                sample.visual_field,
-                f"{source} does not exist",
-                f"Looked in {folder}; set image_folder or correct the path",
-            )
+            is_absolute = Path(source).is_absolute()
+            cure = "Correct the path" if is_absolute else f"Looked in {folder}; set image_folder or correct the path"
+            raise SampleError(sample.visual_field, f"{source} does not exist", cure)
         return path
 
     if isinstance(sample.video, list):
