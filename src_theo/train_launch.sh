@@ -57,7 +57,6 @@ fi
 
 script="$here/train_theo.py"
 [[ "$recipe" == trl ]] && script="$here/train_theo_trl.py"
-[[ -f "$script" ]] || fail "the $recipe recipe is not part of this release"
 
 rendezvous=(--standalone)
 nodes="${NNODES:-1}"
