@@ -188,7 +188,9 @@ def hold_exam(model_path: str) -> dict:
             batch = requests[start : start + _EXAM_BATCH]
             limit = max(request["max_new_tokens"] for request in batch)
             fields = [{k: r[k] for k in ("prompt", "images", "enable_thinking")} for r in batch]
-            replies += engine.replies(fields, limit, do_sample=False, repetition_penalty=1.0)
+            greedy = {"do_sample": False, "repetition_penalty": 1.0}
+            found = engine.replies(fields, len(batch), max_new_tokens=limit, **greedy)
+            replies += [reply.text for reply in found]
         return replies
 
     results = run_exam(answer)

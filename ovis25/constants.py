@@ -22,6 +22,8 @@ TURN_BEGIN = "<|im_start|>"
 TURN_END = "<|im_end|>"
 THINK_BEGIN = "<think>"
 THINK_END = "</think>"
+TOOL_CALL_BEGIN, TOOL_CALL_END = "<tool_call>", "</tool_call>"
+TOOL_RESPONSE_BEGIN, TOOL_RESPONSE_END = "<tool_response>", "</tool_response>"
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
 # Pixel budgets (min, max) per kind of visual input, and the factor every resized side is a multiple of.

@@ -1,5 +1,5 @@
 """Running trained and released checkpoints."""
 
-from ovis25.inference.engine import Ovis25Inference, Request
+from ovis25.inference.engine import Ovis25Inference, Request, RequestError
 
-__all__ = ["Ovis25Inference", "Request"]
+__all__ = ["Ovis25Inference", "Request", "RequestError"]

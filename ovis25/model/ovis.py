@@ -124,8 +124,11 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         grid_thws: torch.Tensor | None = None,
         touch_vision: bool = False,
+        visual_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embed text, indicators and visual atoms: (B, T) ids with negative markers -> (B, T, H).
+
+        `visual_embeds` (M, H), in the order of the visual positions, stand for `pixel_values` where they are known.
 
         While training, or with `touch_vision`, a batch without visuals still runs four dummy patches whose result
         counts zero: every rank of a distributed run must touch the same parameters.
@@ -147,13 +150,14 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         indicators = self.vte(first_row + INDICATOR_IDS[0] - input_ids[is_indicator])
         embeds = embeds.masked_scatter(is_indicator[..., None], indicators)
         if pixel_values is not None:
-            visual = self.get_visual_embeddings(pixel_values, grid_thws)
-            if num_atoms != len(visual):
+            visual_embeds = self.get_visual_embeddings(pixel_values, grid_thws)
+        if visual_embeds is not None:
+            if num_atoms != len(visual_embeds):
                 raise ValueError(
-                    f"input_ids has {num_atoms} visual positions, but the visual inputs give {len(visual)} embeddings. "
-                    "Each image or video takes t*h*w/4 positions; was the sequence cut?"
+                    f"input_ids has {num_atoms} visual positions, but the visual inputs give {len(visual_embeds)} "
+                    "embeddings. Each image or video takes t*h*w/4 positions; was the sequence cut?"
                 )
-            return embeds.masked_scatter(is_atom[..., None], visual.to(embeds.dtype))
+            return embeds.masked_scatter(is_atom[..., None], visual_embeds.to(embeds.dtype))
         if num_atoms:
             raise ValueError(
                 f"input_ids has {num_atoms} visual positions, but there are 0 visual embeddings: "

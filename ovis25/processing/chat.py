@@ -16,6 +16,8 @@ from ovis25.constants import (
     IMAGE_PLACEHOLDER,
     THINK_BEGIN,
     THINK_END,
+    TOOL_RESPONSE_BEGIN,
+    TOOL_RESPONSE_END,
     TURN_BEGIN,
     TURN_END,
     VIDEO_BEGIN_ID,
@@ -113,3 +115,11 @@ def _labels(encoding, position: int, learned_spans: list[tuple[int, int]]) -> li
     for span_start, span_end in learned_spans:
         learned |= (starts >= span_start) & (starts < span_end) & (ends > span_start)
     return np.where(learned, encoding["input_ids"], IGNORE_INDEX).tolist()
+
+
+def tool_result_ids(tokenizer, result: str | tuple[int, int, int]) -> list[int]:
+    """What follows `</tool_call>`: a text in its tags, or the visual positions of an image's grid."""
+    if isinstance(result, str):
+        text = f"{TOOL_RESPONSE_BEGIN}{result}{TOOL_RESPONSE_END}"
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [IMAGE_BEGIN_ID, *[VISUAL_ATOM_ID] * num_visual_tokens(result), IMAGE_END_ID]

@@ -5,6 +5,8 @@ The arithmetic is the released preprocessing's, bit for bit (remote code of AIDC
 
 import io
 import math
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE, SIZE_FACTOR
 ImageSource = str | Path | bytes | Image.Image
 
 _MAX_ASPECT_RATIO = 200
+# of a picture from the net: how long it may take in all, and how large the file may be
+DOWNLOAD_SECONDS = 30.0
+DOWNLOAD_BYTES = 64 * 2**20
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
@@ -25,7 +30,7 @@ PIXEL_TABLE = (
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Read a path, bytes or PIL image as upright RGB.
+    """Read a path, http(s) address, bytes or PIL image as upright RGB.
 
     EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits; an animated
     file gives its first frame.
@@ -51,12 +56,33 @@ def image_size(source: ImageSource) -> tuple[int, int]:
 def _open_lazily(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        source = download(source)
     if isinstance(source, (str, Path)) and not Path(source).is_file():
         raise ValueError(f"{source} does not exist")
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{_describe(source)} is no readable image: {error}") from error
+
+
+def download(address: str) -> bytes:
+    """The file behind an http(s) address. Raises ValueError: unreachable, too slow, or too large."""
+    deadline, chunks, size = time.monotonic() + DOWNLOAD_SECONDS, [], 0
+    try:
+        request = urllib.request.Request(address, headers={"User-Agent": "ovis25"})
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as response:
+            while chunk := response.read(2**16):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > DOWNLOAD_BYTES:
+                    raise ValueError(f"{address} is larger than {DOWNLOAD_BYTES // 2**20} MiB")
+                if time.monotonic() > deadline:
+                    raise ValueError(f"{address} took longer than {DOWNLOAD_SECONDS:.0f} s ({size} bytes so far)")
+    except OSError as error:
+        # urllib's own errors and a socket's are all of this kind
+        raise ValueError(f"{address} cannot be fetched: {error}") from error
+    return b"".join(chunks)
 
 
 def _describe(source: ImageSource) -> str:

@@ -150,14 +150,19 @@ class Ovis2_5Processor(ProcessorMixin):
         return batch if return_dict else batch["input_ids"]
 
     def preprocess(
-        self, images: Sequence[ImageSource] | None, video: VideoSource | None, budget: tuple[int | None, int | None]
+        self,
+        images: Sequence[ImageSource] | None,
+        video: VideoSource | None,
+        budget: tuple[int | None, int | None] = (None, None),
+        num_frames: int | None = None,
     ) -> tuple[list[np.ndarray], list[Grid]]:
-        """Pixels and grids of one sample's visuals: images, or one video. A missing bound is the limits'."""
+        """Pixels and grids of one sample's visuals: images, or one video. What is None is the limits'."""
         if images and video is not None:
             raise ValueError("one sample takes images or one video, not both")
         if video is not None:
             low, high = self._complete(budget, "video")
-            frames = self.load_frames(video)
+            limits = replace(self.limits, min_frames=num_frames, max_frames=num_frames) if num_frames else self.limits
+            frames = self.load_frames(video, limits)
             pixels, grid = patchify(frames, low, high)
             return [pixels], [grid]
         if not images:

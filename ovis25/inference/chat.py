@@ -1,0 +1,123 @@
+"""A conversation of several turns; what earlier turns computed is kept.
+
+The template leaves the thinking of earlier turns out, so a new turn's sequence equals the last one only up to the last
+reply. The KV cache is cut back to where they part, and only the rest is prefilled; images are encoded once.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import DynamicCache
+
+from ovis25.constants import VISUAL_ATOM_ID
+from ovis25.inference.decoding import Row
+from ovis25.inference.reply import Piece, Reply, ReplyStream
+from ovis25.processing.chat import tokenize
+from ovis25.processing.image import ImageSource
+from ovis25.processing.processor import Grid, VideoSource, visual_tensors
+
+if TYPE_CHECKING:
+    from ovis25.inference.engine import Ovis25Inference
+
+
+class Chat:
+    """Made by `Ovis25Inference.chat(**options)`; the options hold for every turn and can be changed for one.
+
+    Every picture keeps the pixel budget it was sent with (the single image's by default), so that later pictures do
+    not change earlier ones. Earlier thinking and tool calls are not shown to the model again, as the released template
+    has it.
+
+    `messages` is the history; `num_reused` is how many positions of the last turn came from the cache.
+    """
+
+    def __init__(self, engine: "Ovis25Inference", **options):
+        self._engine, self.options = engine, options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the options."""
+        self.messages: list[dict] = []
+        self.num_reused = 0
+        self._grids: list[Grid] = []
+        self._embeds: list[torch.Tensor] = []
+        self._images: list = []
+        self._cache, self._cached_ids = DynamicCache(), []
+
+    def send(
+        self, prompt: str, images: Iterable[ImageSource] = (), video: VideoSource | None = None,
+        return_thinking: bool = False, **options,
+    ) -> str | Reply:  # fmt: skip
+        """The next turn's answer."""
+        stream = self.stream(prompt, images, video, **options)
+        for _ in stream:
+            pass
+        return stream.reply if return_thinking else stream.reply.answer
+
+    def stream(
+        self, prompt: str, images: Iterable[ImageSource] = (), video: VideoSource | None = None, **options
+    ) -> ReplyStream:
+        """The next turn, piece by piece. A turn that fails or is given up leaves the history as it was."""
+        return ReplyStream(self._turn(prompt, images, video, {**self.options, **options}))
+
+    def _turn(self, prompt, images, video, options) -> Iterator[Piece]:
+        engine = self._engine
+        request, generation = engine.request(prompt, images, video, **options)
+        new = engine.encode(request)
+        *system, question = request.messages()
+        messages = [*(self.messages or system), question]
+        new.text = engine.processor.apply_chat_template(
+            messages, add_generation_prompt=True, enable_thinking=request.enable_thinking
+        )
+        grids, embeds = [*self._grids, *new.grids], [*self._embeds, *self._visual_embeds(new)]
+        new.ids = tokenize(engine.processor.tokenizer, new.text, grids)[0]
+        new.images = [*self._images, *new.images]
+        engine.check_length(len(new.ids))
+        start = _common_length(self._cached_ids, new.ids[:-1])
+        _cut(self._cache, start)
+        row = Row(0)
+        try:
+            inputs = self._inputs_embeds(new.ids[start:], embeds)
+            reply = yield from engine.stream_prompt(new, inputs, self._cache, generation, row)
+        finally:
+            # also where the reader gave up: the cache says how far it came
+            self._cached_ids = [*new.ids, *row.ids][: self._cache.get_seq_length()]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": reply.answer}]}
+        self.messages = [*messages, answer]
+        self._grids, self._embeds, self._images, self.num_reused = grids, embeds, new.images, start
+        return reply
+
+    @torch.no_grad()
+    def _visual_embeds(self, prompt) -> list[torch.Tensor]:
+        engine = self._engine
+        embeds = []
+        for pixels, grid in zip(prompt.pixels, prompt.grids, strict=True):
+            visuals = visual_tensors([pixels], [grid])
+            embeds.append(
+                engine.model.get_visual_embeddings(
+                    visuals["pixel_values"].to(engine.device), visuals["grid_thws"].to(engine.device)
+                )
+            )
+        return embeds
+
+    @torch.no_grad()
+    def _inputs_embeds(self, ids: list[int], embeds: list[torch.Tensor]) -> torch.Tensor:
+        engine, num_atoms = self._engine, ids.count(VISUAL_ATOM_ID)
+        visual = torch.cat(embeds)[-num_atoms:] if num_atoms else None
+        return engine.model.get_inputs_embeds(torch.tensor([ids], device=engine.device), visual_embeds=visual)
+
+
+def _common_length(first: list[int], second: list[int]) -> int:
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _cut(cache: DynamicCache, length: int) -> None:
+    """Keep the first positions (transformers' own `crop` changed its meaning between versions)."""
+    for layer in cache.layers:
+        if layer.get_seq_length() > length:
+            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
