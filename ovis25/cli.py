@@ -1,6 +1,7 @@
 """The command line: `ovis25 COMMAND`; the scripts in `src_theo/` call the same functions."""
 
 import argparse
+import json
 import os
 import sys
 import textwrap
@@ -12,9 +13,13 @@ from transformers.utils import logging as transformers_logging
 
 from ovis25 import __version__
 from ovis25.data import DataError
-from ovis25.inference import Ovis25Inference
+from ovis25.inference import Ovis25Inference, RequestError
+from ovis25.inference.grounding import GROUNDING_PROMPTS
 from ovis25.inference.merge import merge_adapter
+from ovis25.inference.requests_file import answer_file, reply_record
+from ovis25.inference.terminal import HELP, print_stream, run_chat
 from ovis25.tiny.exam import print_exam, run_exam
+from ovis25.tools import BUILT_IN, toolbox
 from ovis25.training import build, memory
 from ovis25.training.build import is_main_process
 from ovis25.training.config import OWN_KEYS, ConfigError, TrainConfig, load_config
@@ -41,9 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     _add_plan_arguments(commands.add_parser("plan", help="memory of every way to train, per device", **_PLAN_TEXTS))
     _add_merge_arguments(commands.add_parser("merge", help="merge a LoRA adapter into its base", **_MERGE_TEXTS))
+    _add_infer_arguments(commands.add_parser("infer", help="ask a model, once or from a file", **_INFER_TEXTS))
+    _add_chat_arguments(commands.add_parser("chat", help="talk to a model in the terminal", **_CHAT_TEXTS))
     parsed, overrides = parser.parse_known_args(arguments)
     if parsed.command == "train":
         return _run_train(parsed, overrides)
+    if parsed.command in ("infer", "chat"):
+        return _run_inference(parsed, overrides)
     if parsed.command == "plan":
         return _run_plan(parsed, overrides)
     if overrides:
@@ -129,6 +138,132 @@ def _run_plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+_INFER_TEXTS = {
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "description": "Ask a model. The answer goes to the standard output, thinking and tool calls to the standard\n"
+    "error. Generation arguments of transformers are options too: --temperature 0 --top_p 0.9.\n"
+    "With --requests, a file of requests (JSON Lines: prompt, image, images, video, enable_thinking, ...) is\n"
+    "answered in batches; the same command goes on where it stopped.",
+    "epilog": "examples:\n"
+    '  ovis25 infer output/tiny --image strip.png --prompt "Read the digits." --think --budget 64\n'
+    "  ovis25 infer output/tiny --requests requests.jsonl --output replies.jsonl",
+}
+_CHAT_TEXTS = {
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "description": "Talk to a model. Commands inside:\n\n" + HELP,
+    "epilog": "example:\n  ovis25 chat output/tiny --think",
+}
+
+
+def _add_infer_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_arguments(parser)
+    parser.add_argument("--prompt", help="the question")
+    parser.add_argument("--image", action="append", default=[], help="a file or address; may be repeated")
+    parser.add_argument("--video", help="a file")
+    parser.add_argument("--ground", choices=list(GROUNDING_PROMPTS), help="ask where it is")
+    parser.add_argument("--draw", metavar="PNG", help="with --ground: write the picture with what was found")
+    parser.add_argument("--json", action="store_true", help="print the whole reply as one JSON object")
+    parser.add_argument("--requests", metavar="JSONL", help="a file of requests instead of --prompt")
+    parser.add_argument("--output", metavar="JSONL", help="with --requests: where the replies go")
+    parser.add_argument("--batch_size", type=int, default=8, help="with --requests (default: 8)")
+
+
+def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_arguments(parser)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder, an adapter's folder, a hub name, or tiny")
+    parser.add_argument("--think", action="store_true", help="think before answering")
+    parser.add_argument("--budget", type=int, metavar="N", help="end the thinking after N tokens (implies --think)")
+    parser.add_argument("--tools", nargs="*", metavar="NAME", help=f"tools it may call, of {', '.join(BUILT_IN)}")
+    parser.add_argument("--system", help="a system prompt")
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument("--device", help="cuda, cpu, ... (default: the GPU where there is one)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights in memory")
+
+
+def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
+    _quieten()
+    try:
+        options = {"system": parsed.system} if parsed.system else {}
+        if parsed.think or parsed.budget is not None:
+            options["enable_thinking"] = True
+        if parsed.budget is not None:
+            options["thinking_budget"] = parsed.budget
+        if parsed.tools is not None:
+            options["tools"] = toolbox(parsed.tools or BUILT_IN)
+        options |= _generation_options(overrides)
+        if parsed.command == "infer":
+            _check_infer(parsed)
+        if parsed.seed is not None:
+            torch.manual_seed(parsed.seed)
+        dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
+        engine = Ovis25Inference(parsed.model, parsed.device, dtype)
+        if parsed.command == "chat":
+            run_chat(engine.chat(**options))
+        elif parsed.requests:
+            num_right, num_wrong = answer_file(engine, parsed.requests, parsed.output, parsed.batch_size, **options)
+            print(f"{num_right} answered, {num_wrong} failed: {parsed.output}")
+            return 1 if num_wrong else 0
+        else:
+            _infer(engine, parsed, options)
+        return 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; with --requests the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except (FileNotFoundError, ValueError) as error:
+        if os.environ.get("OVIS25_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _check_infer(parsed: argparse.Namespace) -> None:
+    if bool(parsed.requests) == bool(parsed.prompt):
+        raise RequestError("give either --prompt or --requests")
+    if bool(parsed.requests) != bool(parsed.output):
+        raise RequestError("--requests and --output belong together")
+    if parsed.requests and (parsed.image or parsed.video or parsed.ground or parsed.json):
+        raise RequestError("with --requests, images, videos and prompts stand in the file; its replies are JSON")
+    if parsed.ground and (len(parsed.image) != 1 or parsed.video):
+        raise RequestError(f"--ground needs one --image; {len(parsed.image)} were given")
+    if parsed.draw and not parsed.ground:
+        raise RequestError("--draw needs --ground box or --ground point")
+    if parsed.batch_size < 1:
+        raise RequestError(f"--batch_size is {parsed.batch_size}; it must be at least 1")
+
+
+def _infer(engine: Ovis25Inference, parsed: argparse.Namespace, options: dict) -> None:
+    if parsed.ground:
+        found = engine.grounding_inference(parsed.image[0], parsed.prompt, parsed.ground, parse=True, **options)
+        record = {"answer": found.answer, "boxes": found.boxes, "points": found.points}
+        print(json.dumps(record, ensure_ascii=False) if parsed.json else found.answer)
+        if parsed.draw:
+            found.draw().save(parsed.draw)
+        return
+    stream = engine.stream(parsed.prompt, parsed.image, parsed.video, **options)
+    if parsed.json:
+        for _ in stream:
+            pass
+        print(json.dumps(reply_record(stream.reply), ensure_ascii=False))
+    else:
+        print_stream(stream)
+
+
+def _generation_options(overrides: list[str]) -> dict:
+    """`--name value` and `--name=value` pairs, values read as JSON where they are."""
+    options, rest = {}, [part for word in overrides for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    for name, value in zip(rest[::2], [*rest[1::2], None], strict=False):
+        if not name.startswith("--") or value is None:
+            raise RequestError(f"{name}: options are written --name value")
+        try:
+            options[name[2:].replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name[2:].replace("-", "_")] = value
+    return options
 
 
 _TRAIN_DESCRIPTION = "Fine-tune an Ovis2.5 checkpoint as a config file says. Start it again to resume it."

@@ -134,6 +134,8 @@ def test_budget_ends_the_thinking(engine, sampling, monkeypatch):
 
 def test_stream_is_the_reply(engine, picture):
     options = {"enable_thinking": True, "thinking_budget": BUDGET, "max_new_tokens": 60, **SMALL, **GREEDY}
+    tags = ["<think>", "<tool_call>", "<tool_response>"]
+    options["suppress_tokens"] = engine.processor.tokenizer.convert_tokens_to_ids(tags)
     stream = engine.single_image_inference_streaming(picture, "Read it.", **options)
     pieces = list(stream)
     whole = engine.single_image_inference(picture, "Read it.", return_thinking=True, **options)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -39,13 +38,10 @@ from ovis25.processing.chat import tokenize, tool_result_ids
 from ovis25.processing.image import ImageSource, open_image
 from ovis25.processing.processor import Grid, VideoSource, visual_tensors
 from ovis25.tiny.build import resolve_model_path
+from ovis25.tools import Toolbox, toolbox
 
 DEFAULT_THINKING_BUDGET = 2048
 _OTHER_SEARCHES = ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "constraints")
-
-
-class Toolbox(Protocol):
-    def run(self, call: str, images: list[Image.Image]) -> Image.Image | str: ...
 
 
 class RequestError(ValueError):
@@ -60,7 +56,7 @@ class Request:
     `max_new_tokens` counts everything written, thinking and forced text included; where a budget would leave no room
     for an answer, it counts from the end of the thinking instead (raised by budget and forced text).
     Pixel budgets and `num_frames` default to those the model was trained with, else the released ones.
-    `tools`: a `Toolbox`, whose calls are run, `max_tool_calls` of them; tool results do not count as new tokens.
+    `tools`: a `Toolbox` (in a dict also names of built-in tools), whose calls are run, `max_tool_calls` of them; tool results do not count as new tokens.
     """
 
     prompt: str
@@ -271,8 +267,8 @@ class Ovis25Inference:
         Raises:
             RequestError: names the request by its index; raised before anything is generated.
         """
-        prompts, generation = [], {k: v for k, v in options.items() if not _is_field(k)}
-        defaults = {k: v for k, v in options.items() if _is_field(k)}
+        prompts, generation = [], {k: v for k, v in options.items() if not is_field(k)}
+        defaults = {k: v for k, v in options.items() if is_field(k)}
         for index, request in enumerate(requests):
             try:
                 prompts.append(self.encode(as_request(request, defaults)))
@@ -444,13 +440,22 @@ def as_request(request: Request | dict, defaults: dict) -> Request:
     given = {**defaults, **request}
     if "image" in given:
         given["images"] = [given.pop("image"), *given.get("images", ())]
-    if unknown := [name for name in given if not _is_field(name)]:
+    if isinstance(given.get("tools"), (list, tuple)):
+        given["tools"] = _named_tools(given["tools"])
+    if unknown := [name for name in given if not is_field(name)]:
         raise RequestError(f"unknown field {', '.join(unknown)}; the fields are image, {', '.join(REQUEST_NAMES)}")
     return make_request(given.pop("prompt", ""), **given)[0]
 
 
-def _is_field(name: str) -> bool:
+def is_field(name: str) -> bool:
     return name in REQUEST_NAMES or name in ("image", "enable_thinking_budget")
+
+
+def _named_tools(names: Iterable[str]) -> Toolbox:
+    try:
+        return toolbox(names)
+    except ValueError as error:
+        raise RequestError(f"tools: {error}") from error
 
 
 def _opened(image: ImageSource) -> Image.Image:

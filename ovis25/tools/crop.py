@@ -1,0 +1,46 @@
+"""The crop tool: a part of an image, from its original resolution."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ovis25.tools.base import ToolError
+
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+_CALL = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]\s*(?:image\s+(\d+))?", re.IGNORECASE)
+
+
+class CropTool:
+    """`Crop [x1, y1, x2, y2]`: pixels of the original image, or shares of it where all four lie in [0, 1].
+
+    `Crop [...] image 2` chooses among several; earlier crops count after the request's images.
+    The box is clamped to the image and covers every pixel that it touches.
+    """
+
+    name = "Crop"
+    description = "Shows a part of an image in its original resolution."
+    usage = "Crop [x1, y1, x2, y2]"
+
+    def run(self, arguments: str, images: Sequence[Image.Image]) -> Image.Image:
+        match = _CALL.fullmatch(arguments.strip())
+        if match is None:
+            raise ToolError(f"{arguments!r} is no box; write {self.usage}, or {self.usage} image 2")
+        *numbers, number = match.groups()
+        index = int(number or 1)
+        if not 1 <= index <= len(images):
+            raise ToolError(f"there is no image {index}; there are {len(images)}")
+        image = images[index - 1]
+        x1, y1, x2, y2 = map(float, numbers)
+        width, height = image.size
+        if all(0 <= value <= 1 for value in (x1, y1, x2, y2)):
+            x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+        left, top = max(math.floor(x1), 0), max(math.floor(y1), 0)
+        right, bottom = min(math.ceil(min(x2, width)), width), min(math.ceil(min(y2, height)), height)
+        if left >= right or top >= bottom:
+            raise ToolError(
+                f"the box {arguments.strip()} holds nothing of the image, which is {width} wide and {height} high; "
+                "x1 < x2 and y1 < y2 must lie inside"
+            )
+        return image.crop((left, top, right, bottom))
