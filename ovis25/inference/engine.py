@@ -56,7 +56,8 @@ class Request:
     `max_new_tokens` counts everything written, thinking and forced text included; where a budget would leave no room
     for an answer, it counts from the end of the thinking instead (raised by budget and forced text).
     Pixel budgets and `num_frames` default to those the model was trained with, else the released ones.
-    `tools`: a `Toolbox` (in a dict also names of built-in tools), whose calls are run, `max_tool_calls` of them; tool results do not count as new tokens.
+    `tools`: a `Toolbox` (in a dict also names of built-in tools), whose calls are run, `max_tool_calls` of them; tool
+    results do not count as new tokens.
     """
 
     prompt: str

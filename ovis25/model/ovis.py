@@ -3,6 +3,7 @@
 Shapes: B batch, T positions, H LLM width, N patches, K numbers per patch, M visual tokens, V vocabulary.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -249,7 +250,10 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             kwargs["inputs_embeds"] = self.get_inputs_embeds(input_ids, pixel_values, grid_thws)
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-        output = super().generate(attention_mask=attention_mask, **kwargs)
+        with warnings.catch_warnings():
+            # that the penalties see new tokens alone is the released behaviour
+            warnings.filterwarnings("ignore", message="Passing `.*` with `inputs_embeds`")
+            output = super().generate(attention_mask=attention_mask, **kwargs)
         if input_ids is None:
             return output
         if isinstance(output, torch.Tensor):
