@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+from conftest import Scripted
 from PIL import Image
 
 from ovis25 import Ovis2_5, Ovis2_5Processor, Ovis25Inference
@@ -182,20 +183,6 @@ def test_chat_equals_fresh_runs(engine, picture):
     before = list(chat.messages)
     next(iter(chat.stream("And now?", enable_thinking=True)), None)
     assert chat.messages[: len(before)] == before
-
-
-class Scripted:
-    """Makes a model write given ids, whatever its weights say: a logits processor."""
-
-    def __init__(self, ids: list[int]):
-        self.ids, self.position = ids, 0
-
-    def __call__(self, history, scores):
-        token = self.ids[min(self.position, len(self.ids) - 1)]
-        self.position += 1
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, token] = 0.0
-        return forced
 
 
 class Halves:

@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+from conftest import Scripted
 from PIL import Image
 
+from ovis25 import Ovis25Inference
+from ovis25.data import ConversationDataset, DataError
+from ovis25.inference.decoding import Row
+from ovis25.processing.chat import tokenize
 from ovis25.tools import CropTool, Toolbox, toolbox
 
 WIDTH, HEIGHT = 200, 100
@@ -62,3 +67,62 @@ def test_registry():
     with pytest.raises(ValueError, match="there is no tool Zoom; the built-in tools are Crop"):
         toolbox(["Zoom"])
     assert "<tool_call>Crop [x1, y1, x2, y2]</tool_call>" in toolbox().describe()
+
+
+@pytest.fixture(scope="module")
+def tool_engine(tiny_folder) -> Ovis25Inference:
+    return Ovis25Inference(tiny_folder)
+
+
+def tool_row(image_files: list[str]) -> dict:
+    value = (
+        "<think>look closer</think>\n\n<tool_call>Crop [0.5, 0, 1, 1]</tool_call><image>"
+        "<tool_call>Crop [90, 0, 10, 9] image 2</tool_call><tool_response>Error: no</tool_response>It is 4."
+    )
+    turns = [{"from": "human", "value": "<image>\nRead it."}, {"from": "gpt", "value": value}]
+    return {"id": "a", "image": image_files, "conversations": turns}
+
+
+def test_training_sequence_is_the_one_at_inference(tool_engine, image, tmp_path):
+    """The same ids as a reply whose calls were run, and labels on what the model writes alone."""
+    image.save(tmp_path / "a.png")
+    small = {"single_image_min_pixels": 1024, "single_image_max_pixels": 9216}
+    dataset = ConversationDataset([tool_row(["a.png"])], tool_engine.processor, tmp_path, **small)
+    item = dataset[0]
+    assert dataset.lengths.tolist() == [len(item["input_ids"])]
+
+    class Fixed(Toolbox):
+        def run(self, call, images):
+            return super().run(call, images) if "image 2" not in call else "Error: no"
+
+    tokenizer = tool_engine.processor.tokenizer
+    parts = ["<think>look closer</think>\n\n<tool_call>Crop [0.5, 0, 1, 1]</tool_call>",
+             "<tool_call>Crop [90, 0, 10, 9] image 2</tool_call>", "It is 4.<|im_end|>"]  # fmt: skip
+    written = [token for part in parts for token in tokenize(tokenizer, part, [])[0]]
+    request, _ = tool_engine.request(
+        "Read it.", [tmp_path / "a.png"], tools=Fixed([CropTool()]), enable_thinking=True, min_pixels=1024,
+        max_pixels=9216,
+    )  # fmt: skip
+    prompt = tool_engine.encode(request)
+    row = Row(0)
+    script = {"logits_processor": [Scripted(written)], "do_sample": False, "repetition_penalty": 1.0}
+    pieces = list(tool_engine.stream_prompt(prompt, tool_engine.embed([prompt])[0], None, script, row))
+    assert pieces and item["input_ids"].tolist() == prompt.ids + row.ids
+    assert item["labels"][item["labels"] >= 0].tolist() == written
+    assert len(item["grid_thws"]) == 2
+
+
+def test_tool_images_from_files(tool_engine, image, tmp_path):
+    image.save(tmp_path / "a.png")
+    image.crop((100, 0, 200, 100)).save(tmp_path / "b.png")
+    made = ConversationDataset([tool_row(["a.png"])], tool_engine.processor, tmp_path)[0]
+    given = ConversationDataset([tool_row(["a.png", "b.png"])], tool_engine.processor, tmp_path)[0]
+    assert all((made[name] == given[name]).all() for name in made)
+
+
+def test_bad_training_call_names_row_and_turn(tool_engine, image, tmp_path):
+    image.save(tmp_path / "a.png")
+    row = tool_row(["a.png"])
+    row["conversations"][1]["value"] = "<tool_call>Crop [9, 9, 1, 1]</tool_call><image>4"
+    with pytest.raises(DataError, match=r"(?s)a.*conversations\[1\].*the call 'Crop \[9, 9, 1, 1\]' fails"):
+        ConversationDataset([row], tool_engine.processor, tmp_path)

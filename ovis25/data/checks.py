@@ -1,14 +1,18 @@
 """What can be known of a sample without decoding a pixel: its files, its sizes, its length, the budget that fits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from ovis25.constants import IGNORE_INDEX, SIZE_FACTOR
-from ovis25.data.schema import Sample, SampleError
+from ovis25.data.schema import Sample, SampleError, ToolImage
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.chat import tokenize, training_text
 from ovis25.processing.image import ImageSource, grid_of, image_size, num_visual_tokens
 from ovis25.processing.video import sample_indices, video_info
+from ovis25.tools import ToolError, toolbox
 
 Budget = tuple[int, int]
 Grid = tuple[int, int, int]
@@ -58,6 +62,9 @@ class LengthLimits:
         return name, getattr(self, name)
 
 
+_TOOLS = toolbox()
+
+
 class LongSampleError(SampleError):
     """The sample is longer than its limit and is not to be shrunk, or cannot be."""
 
@@ -86,20 +93,47 @@ def locate(sample: Sample, folder: Path) -> Sample:
     return replace(sample, images=[find(image) for image in sample.images])
 
 
+def tool_images(sample: Sample, read: Callable[[ImageSource], Image.Image]) -> list[Image.Image]:
+    """The sample's images: files as `read` reads them, and what the tools make of those.
+
+    Raises:
+        SampleError: a call fails; ValueError: as `read`.
+    """
+    images: list[Image.Image] = []
+    for image in sample.images:
+        if not isinstance(image, ToolImage):
+            images.append(read(image))
+            continue
+        try:
+            result = _TOOLS.run_strictly(image.call, [images[index] for index in image.seen])
+        except ToolError as error:
+            cure = "Correct the call, or name the result's file among the images"
+            raise SampleError(image.place, f"the call {image.call!r} fails: {error}", cure) from error
+        if isinstance(result, str):
+            cure = "Write it as <tool_response>..</tool_response>"
+            raise SampleError(image.place, f"the call {image.call!r} gives a text, no image", cure)
+        images.append(result)
+    return images
+
+
 def visual_sizes(sample: Sample, limits: VisualLimits) -> list[tuple[int, int, int]]:
     """(frames, height, width) in pixels of each visual input, from headers alone.
 
     Raises:
-        SampleError: a header cannot be read.
+        SampleError: a header cannot be read, or a tool call fails.
     """
     try:
         if sample.video is None:
-            return [(1, *image_size(image)) for image in sample.images]
+            # a tool needs no pixels to tell how large its result will be
+            blanks = tool_images(sample, lambda image: Image.new("1", image_size(image)[::-1]))
+            return [(1, image.height, image.width) for image in blanks]
         if isinstance(sample.video, list):
             num_frames, (height, width) = len(sample.video), image_size(sample.video[0])
         else:
             num_frames, height, width = video_info(sample.video)
         return [(len(sample_indices(num_frames, limits.min_frames, limits.max_frames)), height, width)]
+    except SampleError:
+        raise
     except ValueError as error:
         raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
 

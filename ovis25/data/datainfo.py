@@ -7,7 +7,7 @@ A datainfo file is a JSON object, name -> {"meta_file": samples, "image_dir": fo
 import difflib
 from pathlib import Path
 
-from ovis25.data.schema import SampleError, parse_sample
+from ovis25.data.schema import SampleError, ToolImage, parse_sample
 from ovis25.data.source import DataError, read_rows
 from ovis25.paths import read_json_object, resolve_input
 
@@ -122,7 +122,8 @@ def _with_absolute_paths(row: dict, image_dir: Path) -> dict:
     except SampleError:
         return row
     others = {key: value for key, value in row.items() if key not in ("messages", "image", "video", "video_frames")}
-    visuals = {"image": sample.images} if sample.images else {"video": sample.video} if sample.video else {}
+    files = [image for image in sample.images if not isinstance(image, ToolImage)]
+    visuals = {"image": files} if files else {"video": sample.video} if sample.video else {}
     return {
         **others,
         "conversations": sample.conversations,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from ovis25.data.checks import Defect, LengthLimits, LongSampleError, locate, measure
+from ovis25.data.checks import Defect, LengthLimits, LongSampleError, locate, measure, tool_images
 from ovis25.data.datainfo import ORIGIN_KEY
 from ovis25.data.schema import Sample, SampleError, parse_sample
 from ovis25.data.source import DataError, read_rows
@@ -164,8 +164,10 @@ class ConversationDataset(Dataset):
             if sample.video is not None:
                 inputs = [self.processor.load_frames(sample.video, self.limits)]
             else:
-                inputs = [[open_image(image)] for image in sample.images]
+                inputs = [[image] for image in tool_images(sample, open_image)]
             patched = [patchify(frames, *budget) for frames in inputs]
+        except SampleError:
+            raise
         except ValueError as error:
             raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
         pixels, grids = [pixels for pixels, _ in patched], [grid for _, grid in patched]

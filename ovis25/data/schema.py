@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ovis25.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ovis25.processing.chat import LEARNED_ROLE, ROLES, count_placeholders
+from ovis25.processing.chat import LEARNED_ROLE, ROLES, TOOL_IMAGE, count_placeholders
 from ovis25.processing.image import ImageSource
 
 _MESSAGE_ROLES = {"system": "system", "user": "human", "assistant": LEARNED_ROLE}
@@ -24,6 +24,15 @@ class SampleError(ValueError):
         self.field, self.problem, self.cure = field, problem, cure
 
 
+@dataclass(frozen=True)
+class ToolImage:
+    """An image that has no file: the call makes it from the sample's images `seen` when the sample is read."""
+
+    call: str
+    seen: tuple[int, ...]
+    place: str
+
+
 @dataclass
 class Sample:
     """A sample that is well formed; whether its files can be read is another question.
@@ -33,16 +42,22 @@ class Sample:
     """
 
     conversations: list[dict[str, str]]
-    images: list[ImageSource] = field(default_factory=list)
+    images: list[ImageSource | ToolImage] = field(default_factory=list)
     video: str | list[ImageSource] | None = None
     visual_field: str = "image"
+    num_tool_images: int = 0
 
     @property
     def kind(self) -> str:
-        """text, single_image, multiple_image or video: what decides budget and length limit."""
+        """text, single_image, multiple_image or video: what decides budget and length limit.
+
+        Images that tools gave do not count: at inference nobody knows beforehand how many there will be.
+        """
         if self.video is not None:
             return "video"
-        return ("text", "single_image", "multiple_image")[min(len(self.images), 2)]
+        if not self.images:
+            return "text"
+        return "multiple_image" if len(self.images) - self.num_tool_images > 1 else "single_image"
 
 
 def parse_sample(row) -> Sample:
@@ -58,6 +73,7 @@ def parse_sample(row) -> Sample:
     else:
         sample = _from_conversations(row)
     _check_turns(sample.conversations, "messages" if "conversations" not in row else "conversations")
+    _place_tool_images(sample)
     _check_placeholders(sample)
     return sample
 
@@ -179,6 +195,29 @@ def _unknown_role(place: str, role, known: dict) -> SampleError:
     nearest = difflib.get_close_matches(str(role), known, n=1)
     hint = f"Did you mean {nearest[0]}? " if nearest else ""
     return SampleError(place, f"unknown role {role!r}", f"{hint}Roles are {', '.join(known)}")
+
+
+def _place_tool_images(sample: Sample) -> None:
+    """Find the images that tools gave; where only the others have files, those are made by running the calls.
+
+    As at inference, a call sees the images before it: the user's, then what the same reply's calls gave.
+    """
+    shown: list[ToolImage | None] = []
+    for index, turn in enumerate(sample.conversations):
+        calls: dict[int, str] = {}
+        if turn["from"] == LEARNED_ROLE:
+            calls = {match.end(): match.group(1) for match in TOOL_IMAGE.finditer(turn["value"])}
+        seen = [number for number, image in enumerate(shown) if image is None]
+        start = 0
+        while (start := turn["value"].find(IMAGE_PLACEHOLDER, start)) >= 0:
+            start += len(IMAGE_PLACEHOLDER)
+            is_call = start in calls
+            shown.append(ToolImage(calls[start].strip(), tuple(seen), f"conversations[{index}]") if is_call else None)
+            seen.append(len(shown) - 1)
+    sample.num_tool_images = sum(image is not None for image in shown)
+    if sample.num_tool_images and len(sample.images) == len(shown) - sample.num_tool_images:
+        files = iter(sample.images)
+        sample.images = [next(files) if image is None else image for image in shown]
 
 
 def _check_placeholders(sample: Sample) -> None:

@@ -16,6 +16,8 @@ from ovis25.constants import (
     IMAGE_PLACEHOLDER,
     THINK_BEGIN,
     THINK_END,
+    TOOL_CALL_BEGIN,
+    TOOL_CALL_END,
     TOOL_RESPONSE_BEGIN,
     TOOL_RESPONSE_END,
     TURN_BEGIN,
@@ -32,6 +34,10 @@ ROLES = {"system": "system", "human": "user", "gpt": "assistant", "ignored_gpt":
 LEARNED_ROLE = "gpt"
 
 _PLACEHOLDERS = re.compile(f"({IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})")
+# what a tool gave, right after its call; read, never learned (an image's positions are not learned anyway)
+_TOOL_RESPONSE = re.compile(f"(?<={TOOL_CALL_END}){TOOL_RESPONSE_BEGIN}.*?{TOOL_RESPONSE_END}", re.DOTALL)
+# a call, and the image that it gave
+TOOL_IMAGE = re.compile(f"{TOOL_CALL_BEGIN}([^<]*){TOOL_CALL_END}{IMAGE_PLACEHOLDER}")
 _INDICATORS = {
     IMAGE_PLACEHOLDER: (IMAGE_BEGIN_ID, IMAGE_END_ID),
     VIDEO_PLACEHOLDER: (VIDEO_BEGIN_ID, VIDEO_END_ID),
@@ -55,7 +61,8 @@ def training_text(conversations: list[dict[str, str]]) -> TrainingText:
     """Render turns with `from` (system, human, gpt, ignored_gpt) and `value`.
 
     A gpt turn without a `<think>..</think>` of its own gets the empty block in front, which is not learned.
-    Its value and `<|im_end|>` are learned; headers, other turns and newlines between turns are not.
+    Its value and `<|im_end|>` are learned; headers, other turns and newlines between turns are not. In a value, a
+    `<tool_response>..</tool_response>` right after `</tool_call>` is not learned: the tool writes it.
     The last newline is dropped.
     """
     rendered = TrainingText()
@@ -64,7 +71,12 @@ def training_text(conversations: list[dict[str, str]]) -> TrainingText:
         rendered.add(f"{TURN_BEGIN}{ROLES[role]}\n")
         if role == LEARNED_ROLE and not (THINK_BEGIN in value and THINK_END in value):
             rendered.add(EMPTY_THINK)
-        rendered.add(value + TURN_END, learned=role == LEARNED_ROLE)
+        is_learned, start = role == LEARNED_ROLE, 0
+        for response in _TOOL_RESPONSE.finditer(value):
+            rendered.add(value[start : response.start()], learned=is_learned)
+            rendered.add(response.group())
+            start = response.end()
+        rendered.add(value[start:] + TURN_END, learned=is_learned)
         if index < len(conversations) - 1:
             rendered.add("\n")
     return rendered
