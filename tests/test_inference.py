@@ -174,8 +174,7 @@ def test_chat_equals_fresh_runs(engine, picture):
         other = engine.chat(system="Be brief.", **options)
         for prompt, images in turns[: count - 1]:
             other.send(prompt, images)
-        # the same history, nothing kept
-        other._cached_ids = []
+        other.forget()
         fresh.append(other.send(*turns[count - 1]))
         assert other.num_reused == 0
     assert answers == fresh

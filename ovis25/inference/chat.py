@@ -42,7 +42,13 @@ class Chat:
         self._grids: list[Grid] = []
         self._embeds: list[torch.Tensor] = []
         self._images: list = []
+        self._pixels: list = []
         self._cache, self._cached_ids = DynamicCache(), []
+
+    def forget(self) -> None:
+        """Keep the history, but nothing that was computed for it: the next turn is a fresh run."""
+        self._cache, self._cached_ids = DynamicCache(), []
+        self._embeds = self._visual_embeds(self._pixels, self._grids)
 
     def send(
         self, prompt: str, images: Iterable[ImageSource] = (), video: VideoSource | None = None,
@@ -69,7 +75,7 @@ class Chat:
         new.text = engine.processor.apply_chat_template(
             messages, add_generation_prompt=True, enable_thinking=request.enable_thinking
         )
-        grids, embeds = [*self._grids, *new.grids], [*self._embeds, *self._visual_embeds(new)]
+        grids, embeds = [*self._grids, *new.grids], [*self._embeds, *self._visual_embeds(new.pixels, new.grids)]
         new.ids = tokenize(engine.processor.tokenizer, new.text, grids)[0]
         new.images = [*self._images, *new.images]
         engine.check_length(len(new.ids))
@@ -85,13 +91,14 @@ class Chat:
         answer = {"role": "assistant", "content": [{"type": "text", "text": reply.answer}]}
         self.messages = [*messages, answer]
         self._grids, self._embeds, self._images, self.num_reused = grids, embeds, new.images, start
+        self._pixels += new.pixels
         return reply
 
     @torch.no_grad()
-    def _visual_embeds(self, prompt) -> list[torch.Tensor]:
+    def _visual_embeds(self, all_pixels: list, grids: list[Grid]) -> list[torch.Tensor]:
         engine = self._engine
         embeds = []
-        for pixels, grid in zip(prompt.pixels, prompt.grids, strict=True):
+        for pixels, grid in zip(all_pixels, grids, strict=True):
             visuals = visual_tensors([pixels], [grid])
             embeds.append(
                 engine.model.get_visual_embeddings(

@@ -212,6 +212,12 @@ class Ovis2_5Processor(ProcessorMixin):
     def batch_decode(self, sequences, **kwargs) -> list[str]:
         return [self.decode(sequence, **kwargs) for sequence in sequences]
 
+    def post_process_image_text_to_text(
+        self, generated_outputs, skip_special_tokens: bool = True, **kwargs
+    ) -> list[str]:
+        """What transformers' pipeline calls: texts of rows of ids, visual markers passed over."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
     @property
     def model_input_names(self):
         return ["input_ids", "attention_mask", "pixel_values", "grid_thws"]
