@@ -11,6 +11,7 @@ A proportional quarter of the 2B with random weights (see train_step.py), greedy
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,6 +39,8 @@ def main() -> None:
     # random weights end no reply: every run has the tokens it was asked for
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     engine = Ovis25Inference.from_parts(model, Ovis2_5Processor.from_pretrained(resolve_model_path("tiny")))
+    # the picture as it is, whatever the processor's own budget
+    engine.processor.limits = replace(engine.processor.limits, single_image_max_pixels=side * side)
     engine.text_only_inference("warm", max_new_tokens=2, **GREEDY)
     picture = Image.radial_gradient("L").resize((side, side)).convert("RGB")
     results = {

@@ -39,6 +39,6 @@ def test_pipeline(asked):
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     found = ask(text=messages, generate_kwargs=GREEDY, return_full_text=False)
     assert found[0]["generated_text"] == text
-    without = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Read it."}]}]
-    found = ask(images=picture, text=without, generate_kwargs=GREEDY, return_full_text=False)
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    found = ask(images=picture, text=prompt, generate_kwargs=GREEDY, return_full_text=False)
     assert found[0]["generated_text"] == text
