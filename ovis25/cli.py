@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ovis25.inference.merge import merge_adapter
 from ovis25.inference.requests_file import answer_file, reply_record
 from ovis25.inference.terminal import HELP, print_stream, run_chat
 from ovis25.tiny.exam import print_exam, run_exam
+from ovis25.tiny.strips import KINDS, parse_source
 from ovis25.tools import BUILT_IN, toolbox
 from ovis25.training import build, memory
 from ovis25.training.build import is_main_process
@@ -299,7 +301,7 @@ def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
         config = load_config(parsed.config, overrides)
         results = train(config, dry_run=parsed.dry_run)
         if config.exam and results and is_main_process():
-            hold_exam(config.output_dir)
+            hold_exam(config.output_dir, parse_source(config.data_path).kinds)
         return 0
     except KeyboardInterrupt:
         if is_main_process():
@@ -313,7 +315,7 @@ def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
         return 2
 
 
-def hold_exam(model_path: str) -> dict:
+def hold_exam(model_path: str, kinds: Iterable[str] = tuple(KINDS)) -> dict:
     """Let a tiny model answer held-out questions and print how it did."""
     engine = Ovis25Inference(model_path)
 
@@ -323,12 +325,14 @@ def hold_exam(model_path: str) -> dict:
             batch = requests[start : start + _EXAM_BATCH]
             limit = max(request["max_new_tokens"] for request in batch)
             fields = [{k: r[k] for k in ("prompt", "images", "enable_thinking")} for r in batch]
+            for request, question in zip(fields, batch, strict=True):
+                request["tools"] = toolbox() if question["with_tools"] else None
             greedy = {"do_sample": False, "repetition_penalty": 1.0}
             found = engine.replies(fields, len(batch), max_new_tokens=limit, **greedy)
             replies += [reply.text for reply in found]
         return replies
 
-    results = run_exam(answer)
+    results = run_exam(answer, asked_kinds=kinds)
     print_exam(results)
     print(f"The checkpoint lies in {model_path}")
     return results

@@ -1,12 +1,12 @@
 """The exam of a trained tiny model: questions about strips of held-out digits, scored kind by kind."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 from rich.table import Table
 
-from ovis25.constants import THINK_END
+from ovis25.constants import IMAGE_PLACEHOLDER, THINK_END
 from ovis25.tiny.strips import KINDS, Question, questions
 
 Box = tuple[float, float, float, float]
@@ -17,6 +17,7 @@ _LEAST_IOU = 0.5
 _MAX_NEW_TOKENS = 64
 _NUM_EXAMPLES = 1
 _EXAM_SEED = 1
+_GAINS = {"thinking_gain_points": ("sum_thinking", "sum"), "tool_gain_points": ("page_crop", "page")}
 
 
 def run_exam(
@@ -24,23 +25,26 @@ def run_exam(
     num_per_kind: int = 200,
     seed: int = _EXAM_SEED,
     split: str = "test",
+    asked_kinds: Iterable[str] = tuple(KINDS),
 ) -> dict:
     """Ask `num_per_kind` questions of every kind and score the answers.
 
-    `answer` gets requests with `prompt`, `images` (PIL, possibly none), `enable_thinking` and `max_new_tokens`, and
-    returns a text each; what stands before `</think>` is not scored. A box counts with an IoU of 0.5 or more, any
-    other answer if it is exactly the expected one. Sums with and without thinking are asked of the same strips.
+    `answer` gets requests with `prompt`, `images` (PIL, possibly none), `enable_thinking`, `with_tools` and
+    `max_new_tokens`, and returns a text each; what stands before `</think>` or a tool's `<image>` is not scored. A box
+    counts with an IoU of 0.5 or more, any other answer if it is exactly the expected one. Sums with and without
+    thinking are asked of the same strips, pages with and without the crop tool likewise.
 
     Returns:
-        `kinds`: kind -> {"correct", "total", "accuracy"}; `thinking_gain_points`: how many percentage points more
-        sums are right with thinking than without; `examples`: list of {"kind", "prompt", "expected", "answered",
+        `kinds`: kind -> {"correct", "total", "accuracy"}; `thinking_gain_points` and `tool_gain_points`: how many
+        percentage points more sums are right with thinking, and pages with the crop tool, than without (where asked);
+        `examples`: list of {"kind", "prompt", "expected", "answered",
         "is_correct"}; and the arguments.
 
     Raises:
         ValueError: `answer` returned another number of texts than it was asked for.
     """
     kinds, examples = {}, []
-    for kind in KINDS:
+    for kind in asked_kinds:
         asked = questions(split, kind, num_per_kind, seed)
         answers = answer([_request(question) for question in asked])
         if len(answers) != len(asked):
@@ -49,13 +53,17 @@ def run_exam(
         kinds[kind] = {"correct": sum(marks), "total": len(marks), "accuracy": sum(marks) / len(marks)}
         rows = list(zip(asked, answers, marks, strict=True))[:_NUM_EXAMPLES]
         examples += [_example(*row) for row in rows]
-    gain = 100 * (kinds["sum_thinking"]["accuracy"] - kinds["sum"]["accuracy"])
+    gains = {
+        name: 100 * (kinds[better]["accuracy"] - kinds[plain]["accuracy"])
+        for name, (better, plain) in _GAINS.items()
+        if better in kinds and plain in kinds
+    }
     return {
         "split": split,
         "seed": seed,
         "num_per_kind": num_per_kind,
         "kinds": kinds,
-        "thinking_gain_points": gain,
+        **gains,
         "examples": examples,
     }
 
@@ -65,6 +73,7 @@ def _request(question: Question) -> dict:
         "prompt": question.prompt,
         "images": question.images,
         "enable_thinking": question.enable_thinking,
+        "with_tools": question.with_tools,
         "max_new_tokens": _MAX_NEW_TOKENS,
     }
 
@@ -81,15 +90,16 @@ def _example(question: Question, answered: str, mark: bool) -> dict:
 
 def is_correct(question: Question, answered: str) -> bool:
     """Whether a text answers the question, whatever it thought before."""
-    given, expected = _after_thinking(answered), _after_thinking(question.answer)
+    given, expected = _final(answered), _final(question.answer)
     if question.kind != "grounding":
         return given == expected
     box = parse_box(given)
     return box is not None and iou(box, parse_box(expected)) >= _LEAST_IOU
 
 
-def _after_thinking(text: str) -> str:
-    return text.rpartition(THINK_END)[2].strip()
+def _final(text: str) -> str:
+    """What follows the thinking and the last tool result."""
+    return text.rpartition(THINK_END)[2].rpartition(IMAGE_PLACEHOLDER)[2].strip()
 
 
 def parse_box(text: str) -> Box | None:
@@ -118,7 +128,10 @@ def print_exam(results: dict, console: Console | None = None) -> None:
     for kind, score in results["kinds"].items():
         table.add_row(kind, f"{score['correct']} of {score['total']}", f"{score['accuracy']:.1%}")
     console.print(table)
-    console.print(f"Thinking makes the sums {results['thinking_gain_points']:+.1f} points better.")
+    if "thinking_gain_points" in results:
+        console.print(f"Thinking makes the sums {results['thinking_gain_points']:+.1f} points better.")
+    if "tool_gain_points" in results:
+        console.print(f"The crop tool makes the pages {results['tool_gain_points']:+.1f} points better.")
     for example in results["examples"]:
         mark = "right" if example["is_correct"] else f"wrong, expected {example['expected']!r}"
         line = f"{example['kind']}: {example['prompt']} -> {example['answered']!r} ({mark})"

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ovis25.constants import IMAGE_PLACEHOLDER, THINK_BEGIN, THINK_END
+from ovis25.constants import IMAGE_PLACEHOLDER, THINK_BEGIN, THINK_END, TOOL_CALL_BEGIN, TOOL_CALL_END
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_STARTS = {"test": (0, 300), "validation": (300, 500), "train": (500, 1797)}
@@ -32,6 +32,10 @@ KINDS = {
     "arithmetic": 0.07,
 }
 
+# The mix for the crop tool: strips in a corner of a large page, which the pixel budget makes too small to read.
+# "page" asks for the digits at once, "page_crop" for a look through the tool first.
+CROP_KINDS = {"page_crop": 0.5, "page": 0.15, "reading": 0.35}
+
 # The curriculum: the first half of a training set is mostly reading, of strips that grow. Without it the model stays
 # on a plateau: after 64,000 mixed samples it read 5 % of validation strips, with it 95 %.
 _CURRICULUM_PART = 0.5
@@ -43,12 +47,16 @@ _SINGLE_DIGIT_PART = 0.25
 READING_PROMPT = "Which digits are shown?"
 SUM_PROMPT = "What is the sum of the digits?"
 GROUNDING_PROMPT = "Where is <ref>digit {digit}</ref>? Please provide the bounding box coordinates."
+CROP_PROMPT = "Crop the digits. Which digits are shown?"
 COMPARISON_PROMPT = "Which image shows the larger number, first or second?"
 ARITHMETIC_PROMPT = "What is {first}+{second}?"
 
 _CELL_SIDES = (56, 72)
 _DIGIT_SHARES = (0.72, 0.94)
 _LARGEST_TERM = 20
+# a page is cut into fields, one of which holds the strip
+_FIELD_WIDTH, _FIELD_HEIGHT = 256, 128
+_PAGE_COLUMNS, _PAGE_ROWS = 3, 6
 # the source's 8 x 8 pixels, and a margin of paper around them that rotated corners may reach into
 _SOURCE_SIDE, _MARGIN = 8, 2
 # darkness from which a pixel belongs to the digit's box
@@ -61,7 +69,8 @@ _PAPER = [255 - darkness for darkness in range(256)]
 class Question:
     """What is asked, and the value a perfect model answers with.
 
-    `answer` is the whole answer, its `<think>` part included where `enable_thinking`; `boxes` holds for every image
+    `answer` is the whole answer, its `<think>` part included where `enable_thinking`, its tool calls where
+    `with_tools` (`<image>` stands for what they give); `boxes` holds for every image
     the digits' boxes (left, top, right, bottom) in pixels, in reading order.
     """
 
@@ -70,6 +79,7 @@ class Question:
     answer: str
     images: list[Image.Image] = field(default_factory=list)
     enable_thinking: bool = False
+    with_tools: bool = False
     boxes: list[list[tuple[int, int, int, int]]] = field(default_factory=list)
 
 
@@ -104,7 +114,9 @@ def _digits(split: str) -> list[tuple[Image.Image, int]]:
     return [(Image.fromarray(darkness[index]), int(data.target[index])) for index in digit_indices(split)]
 
 
-def make_strip(rng: random.Random, split: str, num_digits: int, labels_differ: bool = False) -> Strip:
+def make_strip(
+    rng: random.Random, split: str, num_digits: int, labels_differ: bool = False, in_one_row: bool = False
+) -> Strip:
     """Draw a strip: cells of 56..72 pixels in one row or two, a digit somewhere in each.
 
     Digits of the train split are distorted as well; the other splits' only vary in size and place. With
@@ -116,7 +128,7 @@ def make_strip(rng: random.Random, split: str, num_digits: int, labels_differ: b
         candidate = rng.choice(originals)
         if not (labels_differ and candidate[1] in [label for _, label in chosen]):
             chosen.append(candidate)
-    num_rows = 2 if num_digits > 1 and rng.random() < 0.3 else 1
+    num_rows = 2 if not in_one_row and num_digits > 1 and rng.random() < 0.3 else 1
     num_columns = math.ceil(num_digits / num_rows)
     cell = rng.randint(*_CELL_SIDES)
     canvas = Image.new("L", (num_columns * cell, num_rows * cell))
@@ -219,6 +231,33 @@ def split_of_sum(first: int, second: int) -> str:
     return {0: "validation", 1: "test"}.get(number, "train")
 
 
+def _page(rng: random.Random, split: str) -> Question:
+    """A strip of one to three digits somewhere in a field of a blank page, asked for at once."""
+    return _asked_of_page(rng, split, with_tools=False)
+
+
+def _page_crop(rng: random.Random, split: str) -> Question:
+    """The same page as `_page` draws from the same random state; the answer first crops the field."""
+    return _asked_of_page(rng, split, with_tools=True)
+
+
+def _asked_of_page(rng: random.Random, split: str, with_tools: bool) -> Question:
+    strip = make_strip(rng, split, rng.randint(1, 3), in_one_row=True)
+    column, row = rng.randrange(_PAGE_COLUMNS), rng.randrange(_PAGE_ROWS)
+    left = column * _FIELD_WIDTH + rng.randint(0, _FIELD_WIDTH - strip.image.width)
+    top = row * _FIELD_HEIGHT + rng.randint(0, _FIELD_HEIGHT - strip.image.height)
+    page = Image.new("RGB", (_PAGE_COLUMNS * _FIELD_WIDTH, _PAGE_ROWS * _FIELD_HEIGHT), "white")
+    page.paste(strip.image, (left, top))
+    boxes = [[(x1 + left, y1 + top, x2 + left, y2 + top) for x1, y1, x2, y2 in strip.boxes]]
+    digits = _join(strip.digits)
+    if not with_tools:
+        return Question("page", READING_PROMPT, digits, [page], boxes=boxes)
+    x1, y1 = column * _FIELD_WIDTH, row * _FIELD_HEIGHT
+    call = f"{TOOL_CALL_BEGIN}Crop [{x1}, {y1}, {x1 + _FIELD_WIDTH}, {y1 + _FIELD_HEIGHT}]{TOOL_CALL_END}"
+    answer = f"{call}{IMAGE_PLACEHOLDER}{digits}"
+    return Question("page_crop", CROP_PROMPT, answer, [page], with_tools=True, boxes=boxes)
+
+
 _MAKERS: dict[str, Callable[[random.Random, str], Question]] = {
     "reading": _reading,
     "sum_thinking": _sum_thinking,
@@ -226,7 +265,13 @@ _MAKERS: dict[str, Callable[[random.Random, str], Question]] = {
     "grounding": _grounding,
     "comparison": _comparison,
     "arithmetic": _arithmetic,
+    "page": _page,
+    "page_crop": _page_crop,
 }
+# these ask about the same pictures
+_TOPICS = {"sum_thinking": "sum", "page_crop": "page"}
+_SOURCES = {"tiny": KINDS, "tiny-crop": CROP_KINDS}
+SOURCE_PREFIXES = tuple(f"{name}:" for name in _SOURCES)
 
 
 class DigitStrips(Sequence):
@@ -299,31 +344,32 @@ def _sample(question: Question) -> dict:
 
 
 def questions(split: str, kind: str, num: int, seed: int = 0) -> list[Question]:
-    """`num` questions of one kind; "sum" and "sum_thinking" ask about the same strips.
+    """`num` questions of one kind; "sum" and "sum_thinking" ask about the same strips, "page" and
+    "page_crop" about the same pages.
 
     Raises:
         ValueError: an unknown split or kind.
     """
     digit_indices(split)
     _check_kinds([kind])
-    topic = "sum" if kind == "sum_thinking" else kind
+    topic = _TOPICS.get(kind, kind)
     return [_MAKERS[kind](random.Random(f"exam {split} {topic} {seed} {index}"), split) for index in range(num)]
 
 
 def parse_source(source: str) -> DigitStrips:
-    """`tiny:SPLIT:SAMPLES`, as in "tiny:train:80000"; the train split follows the curriculum.
+    """`tiny:SPLIT:SAMPLES` or `tiny-crop:SPLIT:SAMPLES`; the train split follows the curriculum.
 
     Raises:
         ValueError: another form, an unknown split, or a number of samples that is not positive.
     """
     name, *parts = source.split(":")
-    if name != "tiny" or len(parts) != 2:
+    if name not in _SOURCES or len(parts) != 2:
         raise ValueError(f"{source!r} is not of the form tiny:SPLIT:SAMPLES, for example tiny:train:80000")
     split, number = parts
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"{source}: the number of samples is {number!r}; it must be a positive whole number")
     try:
-        return DigitStrips(split, int(number), curriculum=split == "train")
+        return DigitStrips(split, int(number), kinds=_SOURCES[name], curriculum=split == "train")
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 

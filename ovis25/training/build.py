@@ -18,7 +18,7 @@ from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
-from ovis25.tiny.strips import parse_source
+from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training import memory
 from ovis25.training.config import TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.plan import Steps, count_steps
@@ -96,7 +96,7 @@ def visual_limits(config: TrainConfig) -> VisualLimits:
 def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
     """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's."""
     source = getattr(config, key)
-    if source.startswith("tiny:"):
+    if source.startswith(SOURCE_PREFIXES):
         source = parse_source(source)
     elif source.startswith(datainfo.PREFIX):
         source = datainfo.read_datainfo(*datainfo.split_source(source))

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
 from ovis25.data import datainfo
 from ovis25.paths import REPOSITORY_ROOT, read_json_object, resolve_input
+from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import trl_keys
 from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
 
@@ -244,7 +245,7 @@ def _resolve_paths(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value and value.startswith(datainfo.PREFIX):
             setattr(config, name, datainfo.resolve_source(value, config.config_dir))
-        elif value and not value.startswith("tiny:"):
+        elif value and not value.startswith(SOURCE_PREFIXES):
             setattr(config, name, str(_resolve(name, value, config.config_dir)))
     for name in ("deepspeed", "fsdp_config", "accelerator_config"):
         value = config.trainer.get(name)
