@@ -10,7 +10,14 @@ import pytest
 from ovis25.paths import REPOSITORY_ROOT
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS
 
-PAGES = ["README.md", "src_theo/README.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/several_machines.md"]
+PAGES = [
+    "README.md",
+    "src_theo/README.md",
+    "CONTRIBUTING.md",
+    "docs/benchmarks.md",
+    "docs/inference.md",
+    "docs/several_machines.md",
+]
 
 
 def page(name: str) -> str:
