@@ -2,11 +2,11 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
 
 from ovis25 import Ovis25Inference, cli
 from ovis25.inference.terminal import run_chat
@@ -26,7 +26,7 @@ def engine(tiny_folder, monkeypatch) -> Ovis25Inference:
 
 def test_infer_prints_the_answer(tiny_folder):
     command = [sys.executable, "-m", "ovis25", "infer", str(tiny_folder), "--image", str(PICTURE), "--prompt", "Read."]
-    result = run(*command, *SHORT)
+    result = subprocess.run([*command, *SHORT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = Ovis25Inference(tiny_folder).single_image_inference(PICTURE, "Read.", max_new_tokens=4, temperature=0)
     assert result.stdout.strip() == expected.strip()
@@ -114,6 +114,7 @@ def test_chat_in_the_terminal(engine, capsys):
 def test_the_documentation_runs(engine, monkeypatch):
     """Every Python block of docs/inference.md, in order."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(engine, "_room", lambda request: 8)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "inference.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {"Ovis25Inference": lambda path: engine}
     assert len(blocks) == 4
