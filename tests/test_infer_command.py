@@ -25,7 +25,17 @@ def engine(tiny_folder, monkeypatch) -> Ovis25Inference:
 
 
 def test_infer_prints_the_answer(tiny_folder):
-    command = [sys.executable, "-m", "ovis25", "infer", str(tiny_folder), "--image", str(PICTURE), "--prompt", "Read."]
+    command = [
+        sys.executable,
+        "-m",
+        "ovis25.cli",
+        "infer",
+        str(tiny_folder),
+        "--image",
+        str(PICTURE),
+        "--prompt",
+        "Read.",
+    ]
     result = subprocess.run([*command, *SHORT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = Ovis25Inference(tiny_folder).single_image_inference(PICTURE, "Read.", max_new_tokens=4, temperature=0)
