@@ -19,7 +19,11 @@ from ovis25.processing.image import open_image, patchify
 from ovis25.tiny.build import build_tiny
 from ovis25.training.checkpoints import find_checkpoints
 from ovis25.training.config import load_config
+from ovis25.training.extensions import remove_stale_locks
 from ovis25.training.run import train
+
+# a run of the tests that was killed while DeepSpeed compiled must not hang the next one
+remove_stale_locks()
 
 GOLDEN = Path(__file__).parent / "golden"
 # The whole set, where it is at hand: a folder that holds golden/ and tokenizer_9b/.

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import socket
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training import memory
 from ovis25.training.config import TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.extensions import remove_stale_locks
 from ovis25.training.plan import Steps, count_steps
 
 _NUM_EVALUATIONS = 10
@@ -232,6 +234,8 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
         # SFTConfig's own defaults differ; one config means the same in both recipes
         values = {**{name: TRAINER_KEYS[name].default for name in _TRL_DEFAULTS_DIFFER}, **values, **config.trl}
     if given.get("deepspeed"):
+        for lock in remove_stale_locks(is_only_machine=int(os.environ.get("NNODES", "1")) == 1):
+            print(f"removed {lock}, which a killed process left", file=sys.stderr)
         _be_the_only_process()
     try:
         return make(**values)
