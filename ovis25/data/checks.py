@@ -39,11 +39,15 @@ class Defect:
 
 @dataclass
 class Measure:
-    """A sample's length, and the pixel budget that it was measured with (None for text)."""
+    """A sample's length, and the pixel budget that it was measured with (None for text).
+
+    `num_patch_pairs`: of patches that attend to each other in the vision encoder, (h*w)^2 summed over all frames.
+    """
 
     num_tokens: int
     num_learned: int
     num_visual: int
+    num_patch_pairs: int
     budget: Budget | None
     is_shrunk: bool = False
 
@@ -175,8 +179,10 @@ def measure(sample: Sample, processor: Ovis2_5Processor, limits: VisualLimits, l
                 f"{problem}, even with the smallest pictures",
                 f"Raise {limit_name}, or take fewer pictures or frames",
             )
-        num_visual = sum(num_visual_tokens(grid) for grid in grids_of(sizes, budget))
-    return Measure(num_text + num_visual, num_learned, num_visual, budget, is_shrunk)
+        grids = grids_of(sizes, budget)
+        num_visual = sum(num_visual_tokens(grid) for grid in grids)
+    num_patch_pairs = sum(frames * (height * width) ** 2 for frames, height, width in grids)
+    return Measure(num_text + num_visual, num_learned, num_visual, num_patch_pairs, budget, is_shrunk)
 
 
 def _grids_or_error(sample: Sample, sizes, budget: Budget) -> list[Grid]:

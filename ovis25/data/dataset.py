@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 20
 _SPOT_CHECK = 256
+# what is known of a sample beforehand; see `checks.Measure`
+SIZES = np.dtype([("tokens", np.int32), ("learned", np.int32), ("visual", np.int32), ("patch_pairs", np.int64)])
 
 
 @dataclass
@@ -49,7 +51,8 @@ class ConversationDataset(Dataset):
 
     Args:
         data_path: a .json or .jsonl file, or a sequence of rows. A list is checked like a file; of any other
-            sequence (rows made on demand) about 256 rows, evenly spread, are checked, and the statistics are estimates.
+            sequence (rows made on demand) about 256 rows, evenly spread, are checked, and the statistics are estimates,
+            unless `measure_all`.
         processor: of the checkpoint that is trained.
         image_folder: where relative paths start; by default the data file's folder.
         single_image_min_pixels, ..., max_frames: the fields of `VisualLimits`.
@@ -57,6 +60,7 @@ class ConversationDataset(Dataset):
         on_bad_sample: "error" lists all defects, "skip" leaves such samples out (see `skipped`).
         on_long_sample: "shrink" lowers that sample's pixel budget until it fits, "skip", or "error".
         check: False trusts the data: nothing is read beforehand, lengths and statistics are not known.
+        measure_all: check rows made on demand one by one too: packing and grouping by length need every length.
         show_progress: a progress bar on standard error while checking.
 
     Raises:
@@ -74,6 +78,7 @@ class ConversationDataset(Dataset):
         on_bad_sample: str = "error",
         on_long_sample: str = "shrink",
         check: bool = True,
+        measure_all: bool = False,
         show_progress: bool = False,
         **limits: int,
     ):
@@ -90,13 +95,15 @@ class ConversationDataset(Dataset):
         # where a worker notes a picture that breaks while decoding; set by the trainer
         self.skipped_path: Path | None = None
         self._kept = np.arange(len(self.rows))
-        self._lengths: list[int] = []
+        self._sizes = np.zeros(0, SIZES)
         self._shrunk: dict[int, tuple[int, int]] = {}
-        self._totals: Counter = Counter()
+        self._kinds: Counter = Counter()
         if image_folder is not None and not self.folder.is_dir():
             raise DataError(f"image_folder {image_folder} is no folder")
         if check:
-            self._check(show_progress)
+            is_spot_check = self.is_generated and not measure_all
+            step = max(1, len(self.rows) // _SPOT_CHECK) if is_spot_check else 1
+            self._check(range(0, len(self.rows), step), show_progress)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -104,6 +111,15 @@ class ConversationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | None]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
+        item = self.read(index)
+        return self[(index + 1) % len(self)] if item is None else item
+
+    def read(self, index: int) -> dict[str, torch.Tensor | None] | None:
+        """Item `index`; None where it breaks while decoding and may be skipped, which is noted in `skipped_path`.
+
+        Raises:
+            DataError: it breaks, and may not be skipped or is the only sample.
+        """
         row_index = int(self._kept[index])
         try:
             return self._encode(row_index)
@@ -112,29 +128,37 @@ class ConversationDataset(Dataset):
             if self.on_bad_sample == "error" or len(self) == 1:
                 raise DataError(defect.describe(self.source)) from error
             self._note_skipped(defect)
-            return self[(index + 1) % len(self)]
+            return None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(samples,) of dtype SIZES, in order; known after a check of every sample."""
+        if len(self._sizes) != len(self):
+            raise ValueError(
+                f"the lengths of {len(self._sizes)} of {len(self)} samples are known; check every sample: "
+                "check=True, and measure_all=True for rows made on demand"
+            )
+        return self._sizes
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sample, in order; known after a whole check."""
-        if len(self._lengths) != len(self):
-            raise ValueError("lengths are known only after a check of every sample")
-        return np.asarray(self._lengths, dtype=np.int32)
+        """Tokens of each sample, in order; known after a check of every sample."""
+        return self.sizes["tokens"]
 
     def statistics(self) -> Statistics:
         """Counts for the plan; extrapolated from the spot check for rows made on demand."""
-        share = len(self) / max(len(self._lengths), 1)
-        counts = {name: round(count * share) for name, count in self._totals.items()}
+        share = len(self) / max(len(self._sizes), 1)
+        totals = {name: round(int(self._sizes[name].sum(dtype=np.int64)) * share) for name in SIZES.names}
         return Statistics(
             num_samples=len(self),
             num_skipped=len(self.skipped),
             num_shrunk=round(len(self._shrunk) * share),
-            total_tokens=round(sum(self._lengths) * share),
-            learned_tokens=counts.pop("learned", 0),
-            visual_tokens=counts.pop("visual", 0),
-            longest=max(self._lengths, default=0),
-            is_estimate=len(self._lengths) != len(self),
-            kinds=counts,
+            total_tokens=totals["tokens"],
+            learned_tokens=totals["learned"],
+            visual_tokens=totals["visual"],
+            longest=int(self._sizes["tokens"].max(initial=0)),
+            is_estimate=len(self._sizes) != len(self),
+            kinds={kind: round(count * share) for kind, count in self._kinds.items()},
         )
 
     def write_skipped(self, path: str | Path) -> None:
@@ -176,11 +200,10 @@ class ConversationDataset(Dataset):
     def _sample(self, row_index: int) -> Sample:
         return locate(parse_sample(self.rows[row_index]), self.folder)
 
-    def _check(self, show_progress: bool) -> None:
-        """Form and files of every row first; then picture headers and lengths."""
-        rows = range(0, len(self.rows), max(1, len(self.rows) // _SPOT_CHECK) if self.is_generated else 1)
+    def _check(self, rows: range, show_progress: bool) -> None:
+        """Form and files of every row first; then picture headers and lengths. Rows made on demand are made once."""
         bad: dict[int, Defect] = {}
-        for row_index in rows:
+        for row_index in () if self.is_generated else rows:
             try:
                 self._sample(row_index)
             except SampleError as error:
@@ -190,22 +213,25 @@ class ConversationDataset(Dataset):
 
         console = Console(stderr=True)
         is_hidden = not (show_progress and console.is_terminal) or len(rows) < _SPOT_CHECK
+        sizes, num_good = np.zeros(len(rows), SIZES), 0
         for row_index in track(rows, f"checking {Path(self.source).name}", console=console, disable=is_hidden):
             if row_index in bad:
                 continue
             try:
-                self._measure(row_index)
+                sizes[num_good] = self._measure(row_index)
+                num_good += 1
             except SampleError as error:
                 bad[row_index] = self._defect(row_index, error)
+        self._sizes = sizes[:num_good]
         self._settle(bad)
 
-    def _measure(self, row_index: int) -> None:
+    def _measure(self, row_index: int) -> tuple[int, int, int, int]:
         sample = self._sample(row_index)
         found = measure(sample, self.processor, self.limits, self.length_limits)
-        self._lengths.append(found.num_tokens)
-        self._totals.update({"learned": found.num_learned, "visual": found.num_visual, sample.kind: 1})
+        self._kinds[sample.kind] += 1
         if found.is_shrunk:
             self._shrunk[row_index] = found.budget
+        return found.num_tokens, found.num_learned, found.num_visual, found.num_patch_pairs
 
     def _settle(self, bad: dict[int, Defect]) -> None:
         """Raise for defects that are errors, leave out those that may be skipped."""
