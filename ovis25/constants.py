@@ -3,6 +3,8 @@
 Source: remote code of AIDC-AI/Ovis2.5-9B (Apache-2.0).
 """
 
+import numpy as np
+
 MODEL_TYPE = "ovis2_5"
 
 # Ids below zero mark visual positions inside `input_ids`; they are in no vocabulary, so text can never
@@ -33,3 +35,8 @@ VIDEO_PIXELS = (448 * 448, 896 * 896)
 PATCH_SIZE = 16
 HIDDEN_STRIDE = 2
 SIZE_FACTOR = PATCH_SIZE * HIDDEN_STRIDE
+
+# The float32 value of each byte of a picture: x / 255, minus 0.5, over 0.5, in the released order of roundings.
+PIXEL_TABLE = (
+    ((np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+).astype(np.float32)

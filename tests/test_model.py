@@ -9,9 +9,9 @@ from conftest import GOLDEN, relative_error
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ovis25 import Ovis2_5
-from ovis25.constants import IGNORE_INDEX, IMAGE_BEGIN_ID, IMAGE_END_ID, VISUAL_ATOM_ID
-from ovis25.model.attention import FrameGroups, frame_attention
-from ovis25.model.loss import next_token_loss
+from ovis25.constants import IGNORE_INDEX, IMAGE_BEGIN_ID, IMAGE_END_ID, PIXEL_TABLE, VISUAL_ATOM_ID
+from ovis25.model.attention import Segments, segment_attention
+from ovis25.model.loss import LmHead, next_token_loss
 from ovis25.model.ovis import Ovis2_5_Output
 from ovis25.model.vision import block_order
 
@@ -198,7 +198,7 @@ def test_training_computes_logits_only_where_asked(golden, model):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_the_loss_is_torchs(label_smoothing):
     torch.manual_seed(0)
-    hidden, lm_head = torch.randn(2, 7, 8), torch.nn.Linear(8, 11, bias=False)
+    hidden, lm_head = torch.randn(2, 7, 8), LmHead(8, 11, bias=False)
     labels = torch.randint(0, 11, (2, 7))
     labels[0, :4] = IGNORE_INDEX
     expected = F.cross_entropy(
@@ -215,24 +215,144 @@ def test_label_smoothing_reaches_the_loss(golden, model):
     assert relative_error(model(**inputs, label_smoothing=0.2).loss, expected.detach()) < SAME
 
 
+def test_chunks_change_nothing(golden, model, monkeypatch):
+    """Loss and visual head in chunks, computed again in the backward pass, against all rows at once."""
+    inputs = golden.inputs("multi_image")
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "with_token_metrics": True}
+    model.train()
+    for head, visual in ((10**6, 10**6), (3, 5)):
+        monkeypatch.setattr("ovis25.model.loss.CHUNK_ROWS", head)
+        monkeypatch.setattr("ovis25.model.visual_tokenizer.CHUNK_TOKENS", visual)
+        model.zero_grad()
+        output = model(**inputs, **options)
+        output.loss.backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        if head == 10**6:
+            expected, expected_gradients = output, gradients
+    assert relative_error(output.loss, expected.loss) < SAME
+    assert relative_error(output.token_metrics, expected.token_metrics) < SAME
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert relative_error(gradients[name], gradient) < 1e-5, name
+
+
+def test_z_loss_is_added(golden, model):
+    inputs = golden.inputs("text_only")
+    logits = model(**inputs).logits[0, :-1]
+    learned = inputs["labels"][0, 1:] != IGNORE_INDEX
+    plain, with_z = (float(model(**inputs, z_loss=z).loss.detach()) for z in (0.0, 0.01))
+    expected = float(0.01 * (logits[learned].logsumexp(-1) ** 2).mean().detach())
+    assert math.isclose(with_z - plain, expected, rel_tol=1e-4)
+
+
+def test_bytes_are_the_released_pixels(golden, model):
+    inputs = golden.inputs("single_image")
+    table = torch.from_numpy(PIXEL_TABLE)
+    pixels = torch.searchsorted(table, inputs["pixel_values"].contiguous()).to(torch.uint8)
+    assert torch.equal(table[pixels.int()], inputs["pixel_values"])
+    assert torch.equal(
+        model.get_visual_embeddings(pixels, inputs["grid_thws"]),
+        model.get_visual_embeddings(inputs["pixel_values"], inputs["grid_thws"]),
+    )
+
+
+# -- packed rows
+
+
+def packed(golden, cases: list[str]) -> dict[str, torch.Tensor]:
+    """Golden samples in one row."""
+    samples = [golden.inputs(case) for case in cases]
+    lengths = [sample["input_ids"].shape[1] for sample in samples]
+    visual = [sample for sample in samples if "pixel_values" in sample]
+    return {
+        "input_ids": torch.cat([sample["input_ids"] for sample in samples], dim=1),
+        "labels": torch.cat([sample["labels"] for sample in samples], dim=1),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "sequence_lengths": torch.tensor(lengths),
+        **{name: torch.cat([sample[name] for sample in visual]) for name in ("pixel_values", "grid_thws")},
+    }
+
+
+def test_a_packed_row_is_its_samples(golden, model):
+    cases = ["text_only", "single_image", "multi_image", "video", "text_only"]
+    row = packed(golden, cases)
+    assert (torch.cat([golden.inputs(case)["labels"][0, :1] for case in cases]) == IGNORE_INDEX).all()
+    alone = [model(**golden.inputs(case)) for case in cases]
+    logits = model(**row).logits
+    assert relative_error(logits[0], torch.cat([output.logits[0] for output in alone]).detach()) < SAME
+    model.train()
+    model(**row, num_items_in_batch=7).loss.backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    for case in cases:
+        model(**golden.inputs(case), num_items_in_batch=7).loss.backward()
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            assert relative_error(gradients[name], value.grad) < 1e-5, name
+    # positions are made where they are not given, and the model answers as before
+    model.eval()
+    del row["position_ids"]
+    assert torch.equal(model(**row).logits, logits)
+    for case, output in zip(cases, alone, strict=True):
+        assert torch.equal(model(**golden.inputs(case)).logits, output.logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sequence_lengths": torch.tensor([3, 4])}, "describe one row of 7 positions, but the batch is"),
+        ({"attention_mask": torch.ones(1, 9)}, "neither attention_mask"),
+    ],
+)
+def test_what_a_packed_row_cannot_have(golden, model, change, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{**packed(golden, ["text_only", "single_image"]), **change})
+
+
+def test_packed_rows_need_sdpa(golden, model):
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="attn_implementation to be sdpa, not eager"):
+        model(**packed(golden, ["text_only", "single_image"]))
+
+
+def test_known_visual_embeddings_stand_for_pixels(golden, model):
+    inputs = golden.inputs("multi_image")
+    expected = model(**inputs).loss
+    pixels, grids = inputs.pop("pixel_values"), inputs.pop("grid_thws")
+    embeds = model.get_visual_embeddings(pixels, grids).detach()
+    assert torch.equal(model(**inputs, visual_embeds=embeds).loss, expected)
+    with pytest.raises(ValueError, match="visual positions, but the visual inputs give"):
+        model(**inputs, visual_embeds=embeds[1:])
+    # a batch of text beside it computes no visuals, not even a dummy
+    model.train()
+    model(**golden.inputs("text_only"), visual_embeds=embeds[:0]).loss.backward()
+    assert all(value.grad is None for value in model.visual_tokenizer.parameters())
+
+
 # -- vision
 
 
-def dense_attention(query, key, value, lengths: list[int]) -> torch.Tensor:
-    """The plain twin: one softmax over all patches, with other frames masked out."""
-    frame = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+def dense_attention(query, key, value, lengths: list[int], is_causal: bool) -> torch.Tensor:
+    """The plain twin: one softmax over all rows, with other segments (and later rows) masked out."""
+    segment = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     scores = torch.einsum("qac,kac->aqk", query, key) * query.shape[-1] ** -0.5
-    scores = scores.masked_fill(frame[:, None] != frame[None, :], -torch.inf)
-    return torch.einsum("aqk,kac->qac", scores.softmax(dim=-1), value)
+    hidden = segment[:, None] != segment[None, :]
+    if is_causal:
+        hidden |= torch.ones_like(hidden).triu(1)
+    return torch.einsum("aqk,kac->qac", scores.masked_fill(hidden, -torch.inf).softmax(dim=-1), value)
 
 
+@pytest.mark.parametrize("num_key_heads", [4, 2])
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("lengths", [[6], [4, 4, 4], [4, 8, 4], [2, 3, 5, 3, 2], [8, 1]])
-def test_attention_groups_equal_a_dense_mask(lengths):
+def test_attention_in_segments_equals_a_dense_mask(lengths, is_causal, num_key_heads):
     torch.manual_seed(0)
-    tensors = [torch.randn(sum(lengths), 2, 8, requires_grad=True) for _ in range(3)]
-    groups = FrameGroups.from_lengths(lengths, torch.device("cpu"))
-    assert (groups.indices is None) == (len(set(lengths)) == 1)
-    got, expected = frame_attention(*tensors, groups), dense_attention(*tensors, lengths)
+    tensors = [torch.randn(sum(lengths), heads, 8, requires_grad=True) for heads in (4, num_key_heads, num_key_heads)]
+    segments = Segments(tuple(lengths), torch.device("cpu"))
+    assert segments.offsets.tolist() == [sum(lengths[:k]) for k in range(len(lengths) + 1)]
+    assert sum(number * length for number, length in segments.runs) == sum(lengths)
+    got, expected = segment_attention(*tensors, segments, is_causal), dense_attention(*tensors, lengths, is_causal)
     assert relative_error(got, expected.detach()) < SAME
     weight = torch.randn_like(got)
     got_gradients = torch.autograd.grad((got * weight).sum(), tensors)

@@ -1,55 +1,117 @@
-"""Attention over frames of different sizes, without padding and without a mask.
+"""Attention inside segments (frames of images, samples of a packed row), without padding and without a mask.
 
-Shapes: N patches of all frames, A heads, C head size, F frames of one length, L that length.
+Shapes: N rows of all segments, A heads, C head size, S segments, L rows of one segment; K heads of keys and values,
+which divides A (each serves A / K query heads).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# the LLM's attention once it has been given packed rows; without segments it is transformers' sdpa
+PACKED_ATTENTION = "ovis25_packed"
 
 
-@dataclass
-class FrameGroups:
-    """Frames of equal length, gathered once per batch and used by every layer.
+@dataclass(frozen=True)
+class Segments:
+    """Rows that lie one segment after the other, described once per batch and used by every layer.
 
-    `indices` holds one (F, L) tensor of row indices per distinct length, or is None when all frames have
-    the same length, so that a view is enough.
+    (3, 5, 5, 2) as `lengths`: rows 0..2, 3..7, 8..12 and 13..14.
     """
 
-    num_frames: int
-    indices: list[torch.Tensor] | None
+    lengths: tuple[int, ...]
+    device: torch.device
 
-    @classmethod
-    def from_lengths(cls, lengths: list[int], device: torch.device) -> "FrameGroups":
-        if len(set(lengths)) == 1:
-            return cls(len(lengths), None)
-        starts: dict[int, list[int]] = {}
-        position = 0
-        for length in lengths:
-            starts.setdefault(length, []).append(position)
-            position += length
-        indices = [
-            torch.tensor(group, device=device)[:, None] + torch.arange(length, device=device)
-            for length, group in starts.items()
-        ]
-        return cls(len(lengths), indices)
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """(S + 1,) int32: where each segment begins, then N."""
+        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
+        return lengths.cumsum(0, dtype=torch.int32).to(self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """(how many, length) of neighbours of equal length: each run is one view, not a copy."""
+        runs: list[tuple[int, int]] = []
+        for length in self.lengths:
+            if runs and runs[-1][1] == length:
+                runs[-1] = (runs[-1][0] + 1, length)
+            else:
+                runs.append((1, length))
+        return runs
 
 
-def frame_attention(
-    query_NAC: torch.Tensor, key_NAC: torch.Tensor, value_NAC: torch.Tensor, groups: FrameGroups
+def segment_attention(
+    query_NAC: torch.Tensor,
+    key_NKC: torch.Tensor,
+    value_NKC: torch.Tensor,
+    segments: Segments,
+    is_causal: bool = False,
 ) -> torch.Tensor:
-    """Bidirectional attention inside each frame, scale C^-0.5; returns (N, A, C) in the query's dtype."""
-    if groups.indices is None:
-        stacked = (x.unflatten(0, (groups.num_frames, -1)) for x in (query_NAC, key_NAC, value_NAC))
-        return _attend(*stacked).flatten(0, 1)
-    output_NAC = torch.empty_like(query_NAC)
-    for index_FL in groups.indices:
-        group_FLAC = _attend(query_NAC[index_FL], key_NAC[index_FL], value_NAC[index_FL])
-        output_NAC = output_NAC.index_put((index_FL,), group_FLAC)
-    return output_NAC
+    """Attention inside each segment, scale C^-0.5; returns (N, A, C) in the query's dtype.
+
+    One call of torch's variable-length kernel where it runs (CUDA, half precision), else one SDPA call for each run of
+    segments of equal length.
+    """
+    if has_varlen_kernel(query_NAC):
+        return varlen_attention(query_NAC, key_NKC, value_NKC, segments, is_causal)
+    return sdpa_attention(query_NAC, key_NKC, value_NKC, segments, is_causal)
 
 
-def _attend(query_FLAC: torch.Tensor, key_FLAC: torch.Tensor, value_FLAC: torch.Tensor) -> torch.Tensor:
-    heads_first = (x.transpose(1, 2) for x in (query_FLAC, key_FLAC, value_FLAC))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+def has_varlen_kernel(query_NAC: torch.Tensor) -> bool:
+    """Whether torch's FlashAttention takes this tensor: Ampere or newer, half precision, head size 8, 16, ... 256."""
+    head_size = query_NAC.shape[-1]
+    return (
+        query_NAC.is_cuda
+        and query_NAC.dtype in (torch.float16, torch.bfloat16)
+        and head_size % 8 == 0
+        and head_size <= 256
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(query_NAC.device)[0] >= 8
+    )
+
+
+def varlen_attention(query_NAC, key_NKC, value_NKC, segments: Segments, is_causal: bool = False) -> torch.Tensor:
+    """All segments in one kernel."""
+    offsets, longest = segments.offsets, segments.longest
+    return varlen_attn(
+        query_NAC.contiguous(), key_NKC.contiguous(), value_NKC.contiguous(), offsets, offsets, longest, longest,
+        window_size=(-1, 0) if is_causal else (-1, -1), enable_gqa=query_NAC.shape[1] != key_NKC.shape[1],
+    )  # fmt: skip
+
+
+def sdpa_attention(query_NAC, key_NKC, value_NKC, segments: Segments, is_causal: bool = False) -> torch.Tensor:
+    """One SDPA call per run of equal lengths, on every device."""
+    rows = [number * length for number, length in segments.runs]
+    outputs = []
+    for (number, _), *parts in zip(
+        segments.runs, query_NAC.split(rows), key_NKC.split(rows), value_NKC.split(rows), strict=True
+    ):
+        query_SALC, key_SKLC, value_SKLC = (part.unflatten(0, (number, -1)).transpose(1, 2) for part in parts)
+        output_SALC = F.scaled_dot_product_attention(
+            query_SALC, key_SKLC, value_SKLC, is_causal=is_causal, enable_gqa=query_SALC.shape[1] != key_SKLC.shape[1]
+        )
+        outputs.append(output_SALC.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _packed_attention(module, query, key, value, attention_mask, segments: Segments | None = None, **kwargs):
+    """The LLM's attention, as transformers calls it: (1, A, N, C) queries, (1, K, N, C) keys and values."""
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # under autocast the norms of query and key give float32, and the kernels take one dtype
+    rows_first = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    return segment_attention(*rows_first, segments, is_causal=True)[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, _packed_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

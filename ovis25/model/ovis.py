@@ -5,6 +5,7 @@ Shapes: B batch, T positions, H LLM width, N patches, K numbers per patch, M vis
 
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -13,9 +14,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ovis25.checkpoint import copy_side_files, hub_arguments, resolve_checkpoint
-from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, VISUAL_ATOM_ID
+from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, PIXEL_TABLE, VISUAL_ATOM_ID
+from ovis25.model.attention import PACKED_ATTENTION, Segments
 from ovis25.model.config import Ovis2_5_Config
-from ovis25.model.loss import next_token_loss
+from ovis25.model.loss import LmHead, next_token_loss
 from ovis25.model.visual_tokenizer import VisualEmbedding, VisualTokenizer
 
 
@@ -46,6 +48,10 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
     def __init__(self, config: Ovis2_5_Config):
         super().__init__(config)
         self.llm = Qwen3ForCausalLM._from_config(config.llm_config)
+        head = self.llm.lm_head
+        self.llm.lm_head = LmHead(
+            head.in_features, head.out_features, bias=False, device=head.weight.device, dtype=head.weight.dtype
+        )
         self.visual_tokenizer = VisualTokenizer(config)
         self.vte = VisualEmbedding(config.visual_vocab_size, config.hidden_size)
         self.post_init()
@@ -110,14 +116,22 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         self.llm.set_output_embeddings(new_embeddings)
 
     def get_visual_embeddings(self, pixel_values: torch.Tensor, grid_thws: torch.Tensor) -> torch.Tensor:
-        """(N, K) pixels and (images, 3) grids -> (M, H), in the order of `grid_thws`."""
+        """(N, K) pixels and (images, 3) grids -> (M, H), in the order of `grid_thws`.
+
+        Pixels are the released float values, or bytes (uint8), which are turned into the same values here.
+        """
         grids = [tuple(grid) for grid in grid_thws.tolist()]
         num_patches = sum(t * h * w for t, h, w in grids)
         if num_patches != len(pixel_values):
             raise ValueError(
                 f"grid_thws {grids} describe {num_patches} patches, but pixel_values has {len(pixel_values)} rows"
             )
-        return self.vte(self.visual_tokenizer(pixel_values.to(self.vte.weight.dtype), grids))
+        if pixel_values.dtype == torch.uint8:
+            table = _pixel_table(pixel_values.device)
+            pixel_values = table.index_select(0, pixel_values.flatten().int()).view(pixel_values.shape)
+        # the words come out of a call, so that sharded weights (ZeRO-3) are gathered once for all chunks
+        words_VH = self.vte(None)
+        return self.visual_tokenizer(pixel_values.to(words_VH.dtype), grids, words_VH)
 
     def get_inputs_embeds(
         self,
@@ -129,10 +143,11 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Embed text, indicators and visual atoms: (B, T) ids with negative markers -> (B, T, H).
 
-        `visual_embeds` (M, H), in the order of the visual positions, stand for `pixel_values` where they are known.
+        `visual_embeds` (M, H), in the order of the visual positions, stand for `pixel_values` where they are known;
+        (0, H) for a batch without visuals says that none are computed in any batch.
 
-        While training, or with `touch_vision`, a batch without visuals still runs four dummy patches whose result
-        counts zero: every rank of a distributed run must touch the same parameters.
+        While training, or with `touch_vision`, any other batch without visuals still runs four dummy patches whose
+        result counts zero: every rank of a distributed run must touch the same parameters.
 
         Raises:
             ValueError: where the visual positions and the visual embeddings differ in number.
@@ -149,7 +164,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         embeds = self.llm.get_input_embeddings()(input_ids.clamp(min=0))
         first_row = self.vte.num_embeddings - NUM_INDICATORS
         indicators = self.vte(first_row + INDICATOR_IDS[0] - input_ids[is_indicator])
-        embeds = embeds.masked_scatter(is_indicator[..., None], indicators)
+        embeds = _put_rows(embeds, is_indicator, indicators)
         if pixel_values is not None:
             visual_embeds = self.get_visual_embeddings(pixel_values, grid_thws)
         if visual_embeds is not None:
@@ -158,7 +173,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
                     f"input_ids has {num_atoms} visual positions, but the visual inputs give {len(visual_embeds)} "
                     "embeddings. Each image or video takes t*h*w/4 positions; was the sequence cut?"
                 )
-            return embeds.masked_scatter(is_atom[..., None], visual_embeds.to(embeds.dtype))
+            return _put_rows(embeds, is_atom, visual_embeds)
         if num_atoms:
             raise ValueError(
                 f"input_ids has {num_atoms} visual positions, but there are 0 visual embeddings: "
@@ -185,7 +200,10 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        sequence_lengths: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         loss_type: str = "nll",
         with_token_metrics: bool = False,
         skip_logits: bool | None = None,
@@ -200,12 +218,24 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             grid_thws: (images, 3) int64, frames, height and width in patches.
             labels: (B, T) int64, -100 where nothing is learned; shifted inside.
             inputs_embeds: (B, T, H) instead of `input_ids`.
-            num_items_in_batch, label_smoothing, loss_type, with_token_metrics: see `next_token_loss`.
+            sequence_lengths: (S,) int64, for one row (B = 1) made of S whole sequences: attention stays inside each,
+                and `position_ids` start again at 0 in each. The first label of each must be -100. Takes no
+                attention_mask.
+            visual_embeds: (M, H) in the order of the visual positions, instead of `pixel_values`.
+            num_items_in_batch, label_smoothing, z_loss, loss_type, with_token_metrics: see `next_token_loss`.
             skip_logits: compute no logits beside the loss's own; the default while training with labels.
         """
         if inputs_embeds is None:
             # an evaluation gathers sharded weights just as training does
-            inputs_embeds = self.get_inputs_embeds(input_ids, pixel_values, grid_thws, labels is not None)
+            inputs_embeds = self.get_inputs_embeds(
+                input_ids, pixel_values, grid_thws, labels is not None, visual_embeds
+            )
+        if sequence_lengths is not None:
+            kwargs["segments"] = self._segments(sequence_lengths, inputs_embeds, attention_mask, past_key_values)
+            # taken as it is: no mask is made
+            attention_mask = {"full_attention": None}
+            if position_ids is None:
+                position_ids = torch.cat([torch.arange(n, device=inputs_embeds.device) for n in sequence_lengths])[None]
         if self.training and labels is not None and use_cache is None:
             use_cache = False
         outputs = self.llm.model(
@@ -220,8 +250,9 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         loss = logits = metrics = None
         if labels is not None:
             loss, metrics = next_token_loss(
-                hidden_BTH, labels, self.llm.lm_head, num_items_in_batch, label_smoothing, loss_type, with_token_metrics
-            )
+                hidden_BTH, labels, self.llm.lm_head, num_items_in_batch,
+                label_smoothing, z_loss, loss_type, with_token_metrics,
+            )  # fmt: skip
         if skip_logits is None:
             skip_logits = self.training and labels is not None
         if not skip_logits:
@@ -235,6 +266,30 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             token_metrics=metrics,
         )
+
+    def _segments(self, sequence_lengths, inputs_embeds, attention_mask, past_key_values) -> Segments:
+        """The sequences of a packed row; from now on the LLM's attention is the one that knows them.
+
+        Raises:
+            ValueError: what a packed row cannot have.
+        """
+        lengths, llm = tuple(sequence_lengths.tolist()), self.llm.config
+        if inputs_embeds.shape[:2] != (1, sum(lengths)):
+            raise ValueError(
+                f"sequence_lengths {lengths} describe one row of {sum(lengths)} positions, but the batch is "
+                f"{tuple(inputs_embeds.shape[:2])}"
+            )
+        if attention_mask is not None or past_key_values is not None:
+            raise ValueError("a packed row (sequence_lengths) takes neither attention_mask nor past_key_values")
+        if llm._attn_implementation not in ("sdpa", PACKED_ATTENTION):
+            raise ValueError(
+                f"packed rows need the LLM's attn_implementation to be sdpa, not {llm._attn_implementation} "
+                "(torch's own FlashAttention runs behind it on CUDA)"
+            )
+        if llm.attention_dropout and self.training or set(llm.layer_types) != {"full_attention"}:
+            raise ValueError("packed rows need llm_config.attention_dropout 0 and full attention in every layer")
+        llm._attn_implementation = PACKED_ATTENTION
+        return Segments(lengths, inputs_embeds.device)
 
     @torch.no_grad()
     def generate(self, input_ids=None, attention_mask=None, pixel_values=None, grid_thws=None, **kwargs):
@@ -261,3 +316,14 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         repeats = len(output.sequences) // len(input_ids)
         output.sequences = torch.cat([input_ids.repeat_interleave(repeats, 0), output.sequences], dim=1)
         return output
+
+
+@lru_cache
+def _pixel_table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(PIXEL_TABLE).to(device)
+
+
+def _put_rows(embeds_BTH: torch.Tensor, places_BT: torch.Tensor, rows_RH: torch.Tensor) -> torch.Tensor:
+    """`embeds_BTH` with the rows at `places_BT` (R of them are true), in order, replaced."""
+    flat = embeds_BTH.flatten(0, 1)
+    return flat.index_copy(0, places_BT.flatten().nonzero()[:, 0], rows_RH.to(flat.dtype)).view_as(embeds_BTH)

@@ -4,13 +4,15 @@ Shapes: N patches of all frames (block order: 2 x 2 blocks, rows of blocks first
 (3 * 16 * 16), D width, A heads, C head size (D / A).
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ovis25.model.attention import FrameGroups, frame_attention
+from ovis25.model.attention import Segments, segment_attention
 from ovis25.model.config import SiglipNavitConfig
 
 _ROPE_BASE = 10000.0
@@ -59,29 +61,54 @@ def block_order(grid_hw: torch.Tensor, stride: int) -> torch.Tensor:
     return blocks.flatten(0, 3)
 
 
+@lru_cache(maxsize=1024)
+def patch_places(height: int, width: int, stride: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column, (h * w,) int64 each, of every patch of one frame in block order."""
+    places = torch.arange(height * width, device=device).unflatten(0, (height, width))
+    places = block_order(places, stride)
+    return places // width, places % width
+
+
 def rotary_tables(
     grids: list[tuple[int, int, int]], head_size: int, stride: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, (N, 1, C) float32: the angles of patch (r, c) are [r * f, c * f], repeated once."""
+    """cos and sin, (N, 1, C / 2) float32: the angles of patch (r, c) are [r * f, c * f].
+
+    Made of one table over the rows and columns that occur; f has C / 4 frequencies.
+    """
     exponents = torch.arange(0, head_size // 2, 2, device=device, dtype=torch.float32) / (head_size // 2)
     frequencies = 1.0 / (_ROPE_BASE**exponents)
-    tables = {}
-    for _, height, width in grids:
-        if (height, width) not in tables:
-            rows = torch.arange(height, device=device, dtype=torch.float32)[:, None, None] * frequencies
-            columns = torch.arange(width, device=device, dtype=torch.float32)[None, :, None] * frequencies
-            angles = torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1)
-            tables[height, width] = block_order(angles, stride)
-    angles = torch.cat([tables[height, width] for frames, height, width in grids for _ in range(frames)])
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    longest = max(max(height, width) for _, height, width in grids)
+    angles = torch.arange(longest, device=device, dtype=torch.float32)[:, None] * frequencies
+    frames = [patch_places(height, width, stride, device) for t, height, width in grids for _ in range(t)]
+    rows_N, columns_N = (torch.cat(places) for places in zip(*frames, strict=True))
+    return tuple(
+        torch.cat([table[rows_N], table[columns_N]], dim=-1)[:, None] for table in (angles.cos(), angles.sin())
+    )
+
+
+class _Rotate(torch.autograd.Function):
+    """The rotation, whose gradient is the rotation back: nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx, x_NAC, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x_NAC, cos, sin)
+
+    @staticmethod
+    def backward(ctx, gradient_NAC):
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient_NAC, cos, -sin), None, None
+
+
+def _rotated(x_NAC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x_NAC.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_NAC.dtype)
 
 
 def rotate(x_NAC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the pairs (i, i + C/2) in float32; returns x's dtype."""
-    x = x_NAC.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_NAC.dtype)
+    return _Rotate.apply(x_NAC, cos, sin)
 
 
 class Attention(nn.Module):
@@ -93,12 +120,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_ND, rotary, groups: FrameGroups) -> torch.Tensor:
+    def forward(self, hidden_ND, rotary, frames: Segments) -> torch.Tensor:
         query, key, value = (
             projection(hidden_ND).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        output_NAC = frame_attention(rotate(query, *rotary), rotate(key, *rotary), value, groups)
+        output_NAC = segment_attention(rotate(query, *rotary), rotate(key, *rotary), value, frames)
         return self.out_proj(output_NAC.flatten(1))
 
 
@@ -121,8 +148,8 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, hidden_ND, rotary, groups: FrameGroups) -> torch.Tensor:
-        hidden_ND = hidden_ND + self.self_attn(self.layer_norm1(hidden_ND), rotary, groups)
+    def forward(self, hidden_ND, rotary, frames: Segments) -> torch.Tensor:
+        hidden_ND = hidden_ND + self.self_attn(self.layer_norm1(hidden_ND), rotary, frames)
         return hidden_ND + self.mlp(self.layer_norm2(hidden_ND))
 
 
@@ -131,9 +158,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_ND, rotary, groups: FrameGroups) -> torch.Tensor:
+    def forward(self, hidden_ND, rotary, frames: Segments) -> torch.Tensor:
         for layer in self.layers:
-            hidden_ND = layer(hidden_ND, rotary, groups)
+            hidden_ND = layer(hidden_ND, rotary, frames)
         return hidden_ND
 
 
@@ -151,8 +178,8 @@ class VisionModel(nn.Module):
         hidden_ND = self.embeddings(pixels_NK, grids)
         head_size = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_tables(grids, head_size, self.config.hidden_stride, pixels_NK.device)
-        lengths = [height * width for frames, height, width in grids for _ in range(frames)]
-        return self.encoder(hidden_ND, rotary, FrameGroups.from_lengths(lengths, pixels_NK.device))
+        lengths = tuple(height * width for frames, height, width in grids for _ in range(frames))
+        return self.encoder(hidden_ND, rotary, Segments(lengths, pixels_NK.device))
 
 
 class SiglipNavit(nn.Module):

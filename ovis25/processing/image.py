@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE, SIZE_FACTOR
+from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE, PIXEL_TABLE, SIZE_FACTOR
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -22,11 +22,6 @@ DOWNLOAD_SECONDS = 30.0
 DOWNLOAD_BYTES = 64 * 2**20
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
-
-# The float32 value of each byte: x / 255, minus 0.5, over 0.5, in the released order of roundings.
-PIXEL_TABLE = (
-    ((np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
-).astype(np.float32)
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -41,7 +36,9 @@ def open_image(source: ImageSource) -> Image.Image:
     image = _open_lazily(source)
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        # Pillow copies a picture that stands upright already
+        is_upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+        return _to_rgb(image if is_upright else ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{_describe(source)} cannot be decoded: {error}") from error
 
@@ -156,19 +153,31 @@ def num_visual_tokens(grid_thw: tuple[int, int, int]) -> int:
 
 
 def patchify(frames: list[Image.Image], min_pixels: int, max_pixels: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """`patchify_bytes`, with the patches as (frames*h*w, 768) float32 in [-1, 1]."""
+    patches, grid = patchify_bytes(frames, min_pixels, max_pixels)
+    # no byte is out of range, and numpy is faster where it need not look
+    return np.take(PIXEL_TABLE, patches, mode="clip"), grid
+
+
+def patchify_bytes(
+    frames: list[Image.Image], min_pixels: int, max_pixels: int
+) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Resize RGB frames to the size that fits the first one, and cut them into patches.
 
-    Returns (frames*h*w, 768) float32 in [-1, 1], and the grid (frames, h, w) in patches. Rows run in the order
-    (frame, block row, block column, row in block, column in block), a block being 2 x 2 patches; inside a row
-    the order is (channel, pixel row, pixel column).
+    Returns (frames*h*w, 768) uint8, which PIXEL_TABLE turns into the released pixels, and the grid (frames, h, w) in
+    patches. Rows run in the order (frame, block row, block column, row in block, column in block), a block being 2 x 2
+    patches; inside a row the order is (channel, pixel row, pixel column).
     """
     width, height = frames[0].size
     height, width = smart_resize(height, width, min_pixels, max_pixels)
-    bytes_tHWc = np.stack([np.asarray(frame.resize((width, height), Image.Resampling.BILINEAR)) for frame in frames])
+    rows, columns = height // SIZE_FACTOR, width // SIZE_FACTOR
+    patches = np.empty(
+        (len(frames), rows, columns, HIDDEN_STRIDE, HIDDEN_STRIDE, 3, PATCH_SIZE, PATCH_SIZE), dtype=np.uint8
+    )
+    for index, frame in enumerate(frames):
+        if frame.size != (width, height):
+            frame = frame.resize((width, height), Image.Resampling.BILINEAR)
+        blocks = np.asarray(frame).reshape(rows, HIDDEN_STRIDE, PATCH_SIZE, columns, HIDDEN_STRIDE, PATCH_SIZE, 3)
+        patches[index] = blocks.transpose(0, 3, 1, 4, 6, 2, 5)
     grid = (len(frames), height // PATCH_SIZE, width // PATCH_SIZE)
-    blocks = bytes_tHWc.reshape(
-        grid[0], grid[1] // HIDDEN_STRIDE, HIDDEN_STRIDE, PATCH_SIZE,
-        grid[2] // HIDDEN_STRIDE, HIDDEN_STRIDE, PATCH_SIZE, 3,
-    )  # fmt: skip
-    patches = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * PATCH_SIZE * PATCH_SIZE)
-    return PIXEL_TABLE[patches], grid
+    return patches.reshape(-1, 3 * PATCH_SIZE * PATCH_SIZE), grid

@@ -1,0 +1,20 @@
+"""Row-wise work in chunks that are computed again in the backward pass: memory does not grow with the rows."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+
+def in_chunks(function: Callable[..., torch.Tensor], *rows: torch.Tensor, size: int) -> torch.Tensor:
+    """`function` of `size` rows at a time, its outputs one after the other.
+
+    Each output row must depend on its own input rows alone. Where gradients are wanted and there is more than one
+    chunk, only the inputs are kept; what `function` made of them is made again in the backward pass.
+    """
+    if len(rows[0]) <= size:
+        return function(*rows)
+    chunks = zip(*(tensor.split(size) for tensor in rows), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([function(*chunk) for chunk in chunks])
