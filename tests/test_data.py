@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ovis25.constants import IGNORE_INDEX
+from ovis25.constants import IGNORE_INDEX, PIXEL_TABLE
 from ovis25.data import Collator, ConversationDataset, DataError
 from ovis25.data.checks import fit_budget, grids_of
 from ovis25.data.source import read_rows
@@ -294,6 +294,25 @@ def test_nothing_is_decoded_before_it_is_asked_for(processor, write, monkeypatch
     assert decoded == []
     dataset[1]
     assert len(decoded) == 1
+
+
+def test_raw_pixels_are_the_same_pixels_in_bytes(processor, write):
+    rows = [
+        {"image": ["a.png", "b.png"], "conversations": turns("<image><image>\nWhat?")},
+        {"video_frames": ["a.png", "b.png"], "conversations": turns("<video>\nWhat?")},
+        {"conversations": turns()},
+    ]
+    path = write(rows)
+    floats = ConversationDataset(path, processor, **SMALL)
+    raw = ConversationDataset(path, processor, raw_pixels=True, **SMALL)
+    for index in range(2):
+        item = raw[index]
+        assert item["pixel_values"].dtype == torch.uint8 and floats[index]["pixel_values"].dtype == torch.float32
+        pixels = torch.from_numpy(PIXEL_TABLE)[item["pixel_values"].int()]
+        assert items_equal(floats[index], {**item, "pixel_values": pixels})
+    assert raw[2]["pixel_values"] is None
+    batch = Collator(0)([raw[0], raw[2], raw[1]])
+    assert batch["pixel_values"].dtype == torch.uint8
 
 
 def test_workers_change_nothing(processor, write):

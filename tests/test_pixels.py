@@ -8,12 +8,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import CASE_IMAGES
+from conftest import CASE_IMAGES, VISUAL_CASES
 from make_golden_subset import digest
 from PIL import Image
 
-from ovis25.constants import SINGLE_IMAGE_PIXELS, SIZE_FACTOR
-from ovis25.processing.image import image_size, open_image, patchify, smart_resize
+from ovis25.constants import PIXEL_TABLE, SINGLE_IMAGE_PIXELS, SIZE_FACTOR
+from ovis25.processing.image import image_size, open_image, patchify, patchify_bytes, smart_resize
 from ovis25.processing.video import load_video, sample_frames, sample_indices, video_info
 
 # Lossy coding of a flat colour moves it by 2 at most in these files.
@@ -67,6 +67,65 @@ def test_the_first_frame_fixes_the_size_of_all():
     frames = [Image.new("RGB", (64, 32)), Image.new("RGB", (100, 300))]
     pixels, grid = patchify(frames, 1024, 4096)
     assert grid == (2, 2, 4) and pixels.shape == (16, 768) and pixels.dtype == np.float32
+
+
+# -- bytes instead of float32
+
+
+def plain_patchify(frames: list[Image.Image], min_pixels: int, max_pixels: int) -> np.ndarray:
+    """The released arithmetic, step by step, by plain numpy."""
+    width, height = frames[0].size
+    height, width = smart_resize(height, width, min_pixels, max_pixels)
+    resized = [np.asarray(frame.resize((width, height), Image.Resampling.BILINEAR)) for frame in frames]
+    pixels = (np.stack(resized).astype(np.float64) * 0.00392156862745098).astype(np.float32)
+    pixels = ((pixels - np.float32(0.5)) / np.float32(0.5)).transpose(0, 3, 1, 2)
+    patches = pixels.reshape(len(frames), 3, height // 32, 2, 16, width // 32, 2, 16)
+    return patches.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, 768)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(64, 96)],  # fits as it is: not resized
+        [(33, 97)],
+        [(17, 31)],
+        [(1080, 1920)],
+        [(96, 64)] * 3,
+        [(64, 96), (50, 70), (64, 96)],  # only the second frame is resized
+        [(61, 45), (200, 10)],
+    ],
+)
+def test_bytes_and_floats_are_the_released_pixels(sizes):
+    generator = np.random.default_rng(0)
+    frames = [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    before = [frame.tobytes() for frame in frames]
+    for budget in ((1024, 128 * 128), SINGLE_IMAGE_PIXELS):
+        expected = plain_patchify(frames, *budget)
+        floats, grid = patchify(frames, *budget)
+        patches, same_grid = patchify_bytes(frames, *budget)
+        assert patches.dtype == np.uint8 and patches.flags.c_contiguous and grid == same_grid
+        assert floats.dtype == np.float32 and np.array_equal(floats, expected)
+        assert np.array_equal(PIXEL_TABLE[patches], expected)
+    assert [frame.tobytes() for frame in frames] == before
+
+
+@pytest.mark.parametrize("case", CASE_IMAGES)
+def test_the_model_gives_the_same_for_bytes(golden, model, case):
+    images, meta = golden.images(case), golden.json("meta")["preprocess"]
+    inputs = [images] if case == "video" else [[image] for image in images]
+    both = [
+        cut(frames, meta["min_pixels"], meta["max_pixels"]) for frames in inputs for cut in (patchify, patchify_bytes)
+    ]
+    grids = torch.tensor([grid for _, grid in both[::2]])
+    floats, patches = (torch.from_numpy(np.concatenate([pixels for pixels, _ in both[k::2]])) for k in (0, 1))
+    with torch.no_grad():
+        assert model.get_visual_embeddings(patches, grids).equal(model.get_visual_embeddings(floats, grids))
+        if case in VISUAL_CASES:
+            batch = golden.inputs(case)
+            assert batch["pixel_values"].equal(floats) and patches.dtype == torch.uint8
+            expected = model(**batch)
+            got = model(**{**batch, "pixel_values": patches})
+            assert got.logits.equal(expected.logits) and got.loss.equal(expected.loss)
 
 
 # -- smart_resize

@@ -296,7 +296,7 @@ class Ovis25Inference:
         images = [_opened(image) for image in request.images]
         try:
             pixels, grids = self.processor.preprocess(
-                images, request.video, (request.min_pixels, request.max_pixels), request.num_frames
+                images, request.video, (request.min_pixels, request.max_pixels), request.num_frames, raw_pixels=True
             )
         except ValueError as error:
             raise RequestError(f"{'video' if request.video is not None else 'image'}: {error}") from error
@@ -392,7 +392,7 @@ class Ovis25Inference:
         kind = "multiple_image" if len(request.images) > 1 else "single_image"
         low, high = self.processor.limits.budget(kind)
         pixels, grids = self.processor.preprocess(
-            [result], None, (request.min_pixels or low, request.max_pixels or high)
+            [result], None, (request.min_pixels or low, request.max_pixels or high), raw_pixels=True
         )
         ids = tool_result_ids(tokenizer, grids[0])
         visuals = {name: tensor.to(self.device) for name, tensor in visual_tensors(pixels, grids).items()}

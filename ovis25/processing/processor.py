@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from ovis25.checkpoint import PROCESSOR_CONFIG_NAME, copy_side_files, hub_arguments, resolve_checkpoint
 from ovis25.processing.chat import count_placeholders, tokenize, training_text
-from ovis25.processing.image import ImageSource, open_image, patchify
+from ovis25.processing.image import ImageSource, open_image, patchify, patchify_bytes
 from ovis25.processing.limits import INFERENCE_LIMITS, LIMIT_NAMES, VisualLimits
 from ovis25.processing.video import load_video, sample_frames
 
@@ -155,20 +155,25 @@ class Ovis2_5Processor(ProcessorMixin):
         video: VideoSource | None,
         budget: tuple[int | None, int | None] = (None, None),
         num_frames: int | None = None,
+        raw_pixels: bool = False,
     ) -> tuple[list[np.ndarray], list[Grid]]:
-        """Pixels and grids of one sample's visuals: images, or one video. What is None is the limits'."""
+        """Pixels and grids of one sample's visuals: images, or one video. What is None is the limits'.
+
+        Pixels are float32, or with `raw_pixels` uint8, which the model takes as well.
+        """
+        cut = patchify_bytes if raw_pixels else patchify
         if images and video is not None:
             raise ValueError("one sample takes images or one video, not both")
         if video is not None:
             low, high = self._complete(budget, "video")
             limits = replace(self.limits, min_frames=num_frames, max_frames=num_frames) if num_frames else self.limits
             frames = self.load_frames(video, limits)
-            pixels, grid = patchify(frames, low, high)
+            pixels, grid = cut(frames, low, high)
             return [pixels], [grid]
         if not images:
             return [], []
         low, high = self._complete(budget, "single_image" if len(images) == 1 else "multiple_image")
-        patched = [patchify([open_image(image)], low, high) for image in images]
+        patched = [cut([open_image(image)], low, high) for image in images]
         return [pixels for pixels, _ in patched], [grid for _, grid in patched]
 
     def load_frames(self, video: VideoSource, limits: VisualLimits | None = None) -> list[Image.Image]:

@@ -112,6 +112,7 @@ def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) ->
         on_bad_sample=config.on_bad_sample,
         on_long_sample=config.on_long_sample,
         show_progress=is_main_process(),
+        raw_pixels=True,
     )
 
 
