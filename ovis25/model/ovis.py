@@ -5,11 +5,10 @@ Shapes: B batch, T positions, H LLM width, N patches, K numbers per patch, M vis
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, Qwen3ForCausalLM
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -17,7 +16,8 @@ from ovis25.checkpoint import copy_side_files, hub_arguments, resolve_checkpoint
 from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, PIXEL_TABLE, VISUAL_ATOM_ID
 from ovis25.model.attention import PACKED_ATTENTION, Segments
 from ovis25.model.config import Ovis2_5_Config
-from ovis25.model.loss import LmHead, next_token_loss
+from ovis25.model.llm import build_llm
+from ovis25.model.loss import next_token_loss
 from ovis25.model.visual_tokenizer import VisualEmbedding, VisualTokenizer
 
 
@@ -47,11 +47,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: Ovis2_5_Config):
         super().__init__(config)
-        self.llm = Qwen3ForCausalLM._from_config(config.llm_config)
-        head = self.llm.lm_head
-        self.llm.lm_head = LmHead(
-            head.in_features, head.out_features, bias=False, device=head.weight.device, dtype=head.weight.dtype
-        )
+        self.llm = build_llm(config.llm_config)
         self.visual_tokenizer = VisualTokenizer(config)
         self.vte = VisualEmbedding(config.visual_vocab_size, config.hidden_size)
         self.post_init()
@@ -127,7 +123,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
                 f"grid_thws {grids} describe {num_patches} patches, but pixel_values has {len(pixel_values)} rows"
             )
         if pixel_values.dtype == torch.uint8:
-            table = _pixel_table(pixel_values.device)
+            table = torch.from_numpy(PIXEL_TABLE).to(pixel_values.device)
             pixel_values = table.index_select(0, pixel_values.flatten().int()).view(pixel_values.shape)
         # the words come out of a call, so that sharded weights (ZeRO-3) are gathered once for all chunks
         words_VH = self.vte(None)
@@ -316,11 +312,6 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         repeats = len(output.sequences) // len(input_ids)
         output.sequences = torch.cat([input_ids.repeat_interleave(repeats, 0), output.sequences], dim=1)
         return output
-
-
-@lru_cache
-def _pixel_table(device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(PIXEL_TABLE).to(device)
 
 
 def _put_rows(embeds_BTH: torch.Tensor, places_BT: torch.Tensor, rows_RH: torch.Tensor) -> torch.Tensor:

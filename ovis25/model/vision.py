@@ -6,6 +6,7 @@ Shapes: N patches of all frames (block order: 2 x 2 blocks, rows of blocks first
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ovis25.model.attention import Segments, segment_attention
 from ovis25.model.config import SiglipNavitConfig
+from ovis25.model.fused import rotate
 
 _ROPE_BASE = 10000.0
 
@@ -62,10 +64,10 @@ def block_order(grid_hw: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=1024)
-def patch_places(height: int, width: int, stride: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def patch_places(height: int, width: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column, (h * w,) int64 each, of every patch of one frame in block order."""
-    places = torch.arange(height * width, device=device).unflatten(0, (height, width))
-    places = block_order(places, stride)
+    places = np.arange(height * width).reshape(height // stride, stride, width // stride, stride)
+    places = places.transpose(0, 2, 1, 3).ravel()
     return places // width, places % width
 
 
@@ -80,35 +82,11 @@ def rotary_tables(
     frequencies = 1.0 / (_ROPE_BASE**exponents)
     longest = max(max(height, width) for _, height, width in grids)
     angles = torch.arange(longest, device=device, dtype=torch.float32)[:, None] * frequencies
-    frames = [patch_places(height, width, stride, device) for t, height, width in grids for _ in range(t)]
-    rows_N, columns_N = (torch.cat(places) for places in zip(*frames, strict=True))
+    frames = [patch_places(height, width, stride) for t, height, width in grids for _ in range(t)]
+    rows_N, columns_N = (torch.from_numpy(np.concatenate(places)).to(device) for places in zip(*frames, strict=True))
     return tuple(
         torch.cat([table[rows_N], table[columns_N]], dim=-1)[:, None] for table in (angles.cos(), angles.sin())
     )
-
-
-class _Rotate(torch.autograd.Function):
-    """The rotation, whose gradient is the rotation back: nothing of x is kept."""
-
-    @staticmethod
-    def forward(ctx, x_NAC, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x_NAC, cos, sin)
-
-    @staticmethod
-    def backward(ctx, gradient_NAC):
-        cos, sin = ctx.saved_tensors
-        return _rotated(gradient_NAC, cos, -sin), None, None
-
-
-def _rotated(x_NAC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x_NAC.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_NAC.dtype)
-
-
-def rotate(x_NAC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the pairs (i, i + C/2) in float32; returns x's dtype."""
-    return _Rotate.apply(x_NAC, cos, sin)
 
 
 class Attention(nn.Module):
@@ -125,7 +103,9 @@ class Attention(nn.Module):
             projection(hidden_ND).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        output_NAC = segment_attention(rotate(query, *rotary), rotate(key, *rotary), value, frames)
+        # in float32, whatever the working dtype
+        query, key = (rotate(x, *rotary).to(x.dtype) for x in (query, key))
+        output_NAC = segment_attention(query, key, value, frames)
         return self.out_proj(output_NAC.flatten(1))
 
 

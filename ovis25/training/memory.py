@@ -18,7 +18,9 @@ Activations are counted, not computed by a formula: the forward pass of each tow
 one and two layers, and what autograd keeps is added up; the rest of the layers follows. With gradient checkpointing
 a layer keeps its input, and one layer at a time is whole.
 
-The loss's peak: logits of the learned rows in the working format, in float32, their log-softmax and gradient.
+The chunk's peak, the larger of two: a chunk of learned rows' logits in the working format, in float32, their
+log-softmax and gradient; a chunk of visual tokens' logits, their normed form, its gradient and the probabilities' in
+the working format, and probabilities and their gradient in float32. All other rows wait (`ovis25.model.chunks`).
 
 Not counted: communication buckets, the allocator's fragmentation, temporary buffers, CUDA's own context (about 1 GB).
 """
@@ -34,6 +36,8 @@ from transformers import Qwen3Config
 from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import target_layers
+from ovis25.model.loss import CHUNK_ROWS
+from ovis25.model.visual_tokenizer import CHUNK_TOKENS
 from ovis25.training.modules import choose_trained, parse_train_modules
 
 _UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -115,7 +119,7 @@ class Estimate:
     optimizer: float
     activations: float
     activations_checkpointed: float
-    loss_peak: float
+    chunk_peak: float
     host: float
 
     @property
@@ -123,7 +127,7 @@ class Estimate:
         return self.weights + self.gradients + self.optimizer
 
     def total(self, checkpointed: bool) -> float:
-        return self.static + self.loss_peak + (self.activations_checkpointed if checkpointed else self.activations)
+        return self.static + self.chunk_peak + (self.activations_checkpointed if checkpointed else self.activations)
 
 
 def parse_bytes(text: str) -> int:
@@ -268,7 +272,7 @@ def _tower_bytes(config, choice, workload, numbers, lora, num_layers) -> tuple[i
         # a dict is taken as it is: without data, transformers cannot see that a batch needs no mask
         no_mask = {"full_attention": None}
         return (
-            kept_bytes(own, lambda: model.vte(model.visual_tokenizer(pixels, grids))),
+            kept_bytes(own, lambda: model.visual_tokenizer(pixels, grids, model.vte(None))),
             kept_bytes(own, lambda: model.llm.model(None, no_mask, inputs_embeds=embeds, use_cache=False)[0]),
         )
 
@@ -279,14 +283,17 @@ def estimate_all(
     """Every strategy, in the order of STRATEGIES."""
     counts = count(config, choice)
     activations = {lora: activation_bytes(config, choice, workload, numbers, lora) for lora in (False, True)}
-    # logits in the working format and in float32, log-softmax, gradient
-    row_bytes = config.llm_config.vocab_size * (numbers.weights + 3 * 4)
+    chunk_peak = max(
+        min(workload.num_learned, CHUNK_ROWS) * config.llm_config.vocab_size * (numbers.weights + 3 * 4),
+        min(workload.num_samples * workload.num_patches // HIDDEN_STRIDE**2, CHUNK_TOKENS)
+        * config.visual_vocab_size
+        * (4 * numbers.weights + 2 * 4),
+    )
     estimates = []
     for strategy in STRATEGIES:
         weights, gradients, optimizer, host = static_bytes(counts, strategy, num_devices, numbers)
         full, checkpointed = activations[strategy.lora]
-        loss_peak = workload.num_learned * row_bytes
-        estimates.append(Estimate(strategy, weights, gradients, optimizer, full, checkpointed, loss_peak, host))
+        estimates.append(Estimate(strategy, weights, gradients, optimizer, full, checkpointed, chunk_peak, host))
     return estimates
 
 
@@ -312,11 +319,11 @@ def render(estimates: list[Estimate], device_memory: float, only_lora: bool = Fa
     """A table of GB (MB for small models) per device, and the settings to write."""
     unit = 1e9 if max(e.total(False) for e in estimates) >= 1e9 else 1e6
     heads = ("GB per device" if unit == 1e9 else "MB per device", "weights", "gradients", "optimizer", "activations",
-             "checkpointed", "loss", "total", "checkpointed", "host", "fits")  # fmt: skip
+             "checkpointed", "chunk", "total", "checkpointed", "host", "fits")  # fmt: skip
     rows = [heads]
     for e in estimates:
         fits = "yes" if e.total(False) <= device_memory else "checkpointed" if e.total(True) <= device_memory else "no"
-        parts = (e.weights, e.gradients, e.optimizer, e.activations, e.activations_checkpointed, e.loss_peak,
+        parts = (e.weights, e.gradients, e.optimizer, e.activations, e.activations_checkpointed, e.chunk_peak,
                  e.total(False), e.total(True), e.host)  # fmt: skip
         rows.append((e.strategy.name, *(f"{part / unit:.1f}" for part in parts), fits))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
