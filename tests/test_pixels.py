@@ -11,6 +11,7 @@ import torch
 from conftest import CASE_IMAGES, VISUAL_CASES
 from make_golden_subset import digest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from ovis25.constants import PIXEL_TABLE, SINGLE_IMAGE_PIXELS, SIZE_FACTOR
 from ovis25.processing.image import image_size, open_image, patchify, patchify_bytes, smart_resize
@@ -217,6 +218,25 @@ def test_exif_orientation_is_applied():
     upright = open_image(source)
     assert upright.size == (20, 40) and image_size(source) == (40, 20)
     assert pixel(upright, (10, 5)) == (255, 0, 0) and pixel(upright, (10, 35)) == (0, 0, 255)
+
+
+def test_the_size_of_a_png_is_known_without_its_pixels(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
+    plain, turned = encoded(image, "PNG"), encoded(image, "PNG", exif=exif)
+    start = turned.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack_from(">I", turned, start)[0]
+    # some programs write the chunk behind the pixels; only then are these decoded
+    at_end = turned[:start] + turned[end:-12] + turned[start:end] + turned[-12:]
+    for source in (turned, at_end):
+        assert image_size(source) == (90, 40) and open_image(source).size == (40, 90)
+    (tmp_path / "cut.png").write_bytes(plain[: len(plain) // 2])
+    assert image_size(tmp_path / "cut.png") == (40, 90), "whether it can be decoded is another question"
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert image_size(plain) == (40, 90) and image_size(turned) == (90, 40)
+    with pytest.raises(pytest.fail.Exception, match="decoded"):
+        image_size(at_end)
 
 
 def test_transparency_is_laid_on_white():

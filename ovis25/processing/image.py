@@ -5,12 +5,14 @@ The arithmetic is the released preprocessing's, bit for bit (remote code of AIDC
 
 import io
 import math
+import struct
 import time
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE, PIXEL_TABLE, SIZE_FACTOR
 
@@ -22,6 +24,7 @@ DOWNLOAD_SECONDS = 30.0
 DOWNLOAD_BYTES = 64 * 2**20
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_PNG_TEXT = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -47,7 +50,31 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """Upright (height, width), read from the header alone. Raises as `open_image`."""
     image = _open_lazily(source)
     width, height = image.size
-    return (width, height) if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS else (height, width)
+    try:
+        # Pillow decodes a whole PNG to look for EXIF data behind the pixels
+        has_header = isinstance(image, PngImageFile) and image.fp and not _has_text_behind_pixels(image)
+        exif = Image.Image.getexif(image) if has_header else image.getexif()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{_describe(source)} cannot be decoded: {error}") from error
+    return (width, height) if exif.get(_EXIF_ORIENTATION) in _SIDEWAYS else (height, width)
+
+
+def _has_text_behind_pixels(image: PngImageFile) -> bool:
+    """Whether a PNG file has chunks that may tell its orientation after its pixels; looks at chunk headers alone."""
+    file, position = image.fp, image.fp.tell()
+    seen_pixels = False
+    # the eight bytes of the signature, then chunks of length, name, data and checksum
+    file.seek(8)
+    try:
+        while len(header := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", header)
+            if seen_pixels and name in _PNG_TEXT:
+                return True
+            seen_pixels = seen_pixels or name == b"IDAT"
+            file.seek(length + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(position)
 
 
 def _open_lazily(source: ImageSource) -> Image.Image:
