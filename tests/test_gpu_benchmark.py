@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from ovis25.paths import REPOSITORY_ROOT
 
@@ -81,12 +82,38 @@ def test_decoding_has_rates(results):
     assert rows["thinking budget"]["speedup"] > 0
 
 
-def test_useful_work_is_counted_as_documented():
+def module(name: str):
+    """A file of the benchmarks, which are run as scripts from their folder."""
     sys.path.insert(0, str(SCRIPT.parent))
     try:
-        training = importlib.import_module("gpu_training")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(SCRIPT.parent))
+
+
+def test_a_row_that_cannot_be_measured_says_why():
+    run = module("gpu_run").Run(torch.device("cpu"), is_small=True, minutes=1, json_path=None)
+
+    def fails(error: Exception):
+        raise error
+
+    run.is_small = False
+    statuses = [
+        run.measure({"case": "none"}, dict, needs_s=600),
+        run.measure({"case": "none"}, lambda: fails(torch.OutOfMemoryError("all of it")), needs_s=0),
+        run.measure({"case": "none"}, lambda: fails(RuntimeError("no such kernel\nat all")), needs_s=0),
+        run.measure({"case": "none"}, lambda: {"ms": 1.0}, needs_s=0),
+    ]
+    assert [row["status"] for row in statuses] == [
+        "skipped: time",
+        "out of memory",
+        "failed: RuntimeError: no such kernel",
+        "ok",
+    ]
+
+
+def test_useful_work_is_counted_as_documented():
+    training = module("gpu_training")
     config = training.released_config("2B")
     items, row = training.packed_row(config, num_samples=8, side=56, num_text=238, device="cpu")
     assert row["input_ids"].shape == (1, 8192) and row["sequence_lengths"].tolist() == [1024] * 8
