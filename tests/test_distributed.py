@@ -7,6 +7,7 @@ while the other holds text alone; a watchdog turns a hang into a failure.
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PIXELS, losses_of, run
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sharded_chunks import LEARNING_RATE, sample
 
+from ovis25 import Ovis2_5
 from ovis25.paths import REPOSITORY_ROOT
 
 ZERO = REPOSITORY_ROOT / "scripts" / "zero_configs"
@@ -36,8 +40,8 @@ needs_deepspeed = pytest.mark.skipif(not has_deepspeed, reason="DeepSpeed is not
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU optimizer")
 
 
-def watched(command: list, **env) -> None:
-    """Run to a success, or fail with the end of what it said; a hang is killed with all its children."""
+def watched(command: list, **env) -> str:
+    """What it said. Run to a success, or fail with the end of what it said; a hang is killed with all its children."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = subprocess.Popen(
         [str(part) for part in command], start_new_session=True, text=True, stdout=subprocess.PIPE,
@@ -49,6 +53,7 @@ def watched(command: list, **env) -> None:
         os.killpg(started.pid, signal.SIGKILL)
         pytest.fail(f"the processes hang: {command}")
     assert started.returncode == 0, said[-3000:]
+    return said
 
 
 @pytest.fixture(scope="session")
@@ -170,3 +175,25 @@ def test_fsdp2_trains_as_one_process_does(recipe, config, single, tmp_path):
 def test_every_zero_config_is_tested():
     named = {path.stem for path in ZERO.glob("*.json")}
     assert named == {*STAGES, "zero2_offload_cp", "zero3_offload_cp"}
+
+
+@needs_deepspeed
+def test_ranks_may_differ_in_their_chunks(tiny_folder, tmp_path):
+    """Loss and visual head gather sharded weights once, however many chunks a rank's rows take."""
+    script = REPOSITORY_ROOT / "tests" / "sharded_chunks.py"
+    said = watched(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, tiny_folder],
+        OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
+    )  # fmt: skip
+    got = [
+        [float(number) for number in re.search(rf"losses of rank {rank}: (\S+) (\S+)", said).groups()]
+        for rank in (0, 1)
+    ]
+    model = Ovis2_5.from_pretrained(tiny_folder, dtype=torch.float32).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    for step in range(2):
+        losses = [model(**sample(rank)).loss for rank in (0, 1)]
+        (sum(losses) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert [row[step] for row in got] == pytest.approx([value.item() for value in losses], rel=SAME)
