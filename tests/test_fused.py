@@ -62,6 +62,17 @@ def test_they_are_the_plain_formulas(dtype):
             assert gradient.dtype == plain.dtype and relative_error(gradient, plain) < bound
 
 
+def test_compiled_they_are_the_same_graph_of_plain_formulas():
+    torch.manual_seed(0)
+    x, gate, weight, angles = torch.randn(7, 3, 8), torch.randn(7, 3, 8), torch.randn(8), torch.randn(7, 1, 4)
+
+    def all_three(x):
+        return swiglu(gate, rotate(rms_norm(x, weight, 1e-6), angles.cos(), angles.sin()))
+
+    compiled = torch.compile(all_three, backend="eager", fullgraph=True)
+    assert relative_error(compiled(x), all_three(x)) < SAME
+
+
 def test_mixed_dtypes_widen_as_plain():
     """Under autocast the norms' weights are float32 beside bfloat16 activations."""
     x, weight = torch.randn(2, 8, dtype=torch.bfloat16), torch.randn(8)

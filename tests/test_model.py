@@ -349,7 +349,7 @@ def dense_attention(query, key, value, lengths: list[int], is_causal: bool) -> t
 def test_attention_in_segments_equals_a_dense_mask(lengths, is_causal, num_key_heads):
     torch.manual_seed(0)
     tensors = [torch.randn(sum(lengths), heads, 8, requires_grad=True) for heads in (4, num_key_heads, num_key_heads)]
-    segments = Segments(tuple(lengths), torch.device("cpu"))
+    segments = Segments(lengths, torch.device("cpu"))
     assert segments.offsets.tolist() == [sum(lengths[:k]) for k in range(len(lengths) + 1)]
     assert sum(number * length for number, length in segments.runs) == sum(lengths)
     got, expected = segment_attention(*tensors, segments, is_causal), dense_attention(*tensors, lengths, is_causal)

@@ -4,8 +4,8 @@ Shapes: N rows of all segments, A heads, C head size, S segments, L rows of one 
 which divides A (each serves A / K query heads).
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+import inspect
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
@@ -18,36 +18,23 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 PACKED_ATTENTION = "ovis25_packed"
 
 
-@dataclass(frozen=True)
+# older versions of torch tell grouped heads by their number alone
+_VARLEN_TAKES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 class Segments:
     """Rows that lie one segment after the other, described once per batch and used by every layer.
 
-    (3, 5, 5, 2) as `lengths`: rows 0..2, 3..7, 8..12 and 13..14.
+    `offsets` (S + 1,) int32: where each segment begins, then N. `runs`: (how many, length) of neighbours of equal
+    length, each run being one view and no copy.
+
+    Lengths 3, 5, 5, 2: rows 0..2, 3..7, 8..12 and 13..14; offsets 0, 3, 8, 13, 15; runs (1, 3), (2, 5), (1, 2).
     """
 
-    lengths: tuple[int, ...]
-    device: torch.device
-
-    @cached_property
-    def offsets(self) -> torch.Tensor:
-        """(S + 1,) int32: where each segment begins, then N."""
-        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
-        return lengths.cumsum(0, dtype=torch.int32).to(self.device)
-
-    @cached_property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int]]:
-        """(how many, length) of neighbours of equal length: each run is one view, not a copy."""
-        runs: list[tuple[int, int]] = []
-        for length in self.lengths:
-            if runs and runs[-1][1] == length:
-                runs[-1] = (runs[-1][0] + 1, length)
-            else:
-                runs.append((1, length))
-        return runs
+    def __init__(self, lengths: list[int], device: torch.device):
+        self.longest = max(lengths)
+        self.offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+        self.runs = [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def segment_attention(
@@ -83,9 +70,10 @@ def has_varlen_kernel(query_NAC: torch.Tensor) -> bool:
 def varlen_attention(query_NAC, key_NKC, value_NKC, segments: Segments, is_causal: bool = False) -> torch.Tensor:
     """All segments in one kernel."""
     offsets, longest = segments.offsets, segments.longest
+    grouped = {"enable_gqa": query_NAC.shape[1] != key_NKC.shape[1]} if _VARLEN_TAKES_GQA else {}
     return varlen_attn(
         query_NAC.contiguous(), key_NKC.contiguous(), value_NKC.contiguous(), offsets, offsets, longest, longest,
-        window_size=(-1, 0) if is_causal else (-1, -1), enable_gqa=query_NAC.shape[1] != key_NKC.shape[1],
+        window_size=(-1, 0) if is_causal else (-1, -1), **grouped,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Element-wise parts of both towers as one operation each: fewer passes over memory, fewer tensors kept for backward.
 
-Each computes what the plain formula in its docstring computes; the tests compare them.
+Each computes what the plain formula in its docstring computes; the tests compare them. torch.compile sees that formula
+and fuses it itself.
 """
 
 import torch
@@ -36,6 +37,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     `cos` and `sin` (..., C/2) broadcast against x's halves and get no gradient.
     """
+    if torch.compiler.is_compiling():
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return _Rotate.apply(x, cos, sin)
 
 
@@ -65,6 +69,11 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """weight * (x / sqrt(mean(x^2) + epsilon)), over the last dimension, the division in float32 and cast back."""
+    if torch.compiler.is_compiling():
+        wide = x.float()
+        return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    if x.is_cuda and x.dtype == weight.dtype:
+        return F.rms_norm(x, weight.shape, weight, epsilon)  # one kernel there, and as little kept
     return _RMSNorm.apply(x, weight, epsilon)
 
 
@@ -84,4 +93,6 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up."""
+    if torch.compiler.is_compiling():
+        return F.silu(gate) * up
     return _SwiGLU.apply(gate, up)

@@ -269,7 +269,7 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: what a packed row cannot have.
         """
-        lengths, llm = tuple(sequence_lengths.tolist()), self.llm.config
+        lengths, llm = sequence_lengths.tolist(), self.llm.config
         if inputs_embeds.shape[:2] != (1, sum(lengths)):
             raise ValueError(
                 f"sequence_lengths {lengths} describe one row of {sum(lengths)} positions, but the batch is "

@@ -158,7 +158,7 @@ class VisionModel(nn.Module):
         hidden_ND = self.embeddings(pixels_NK, grids)
         head_size = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_tables(grids, head_size, self.config.hidden_stride, pixels_NK.device)
-        lengths = tuple(height * width for frames, height, width in grids for _ in range(frames))
+        lengths = [height * width for frames, height, width in grids for _ in range(frames)]
         return self.encoder(hidden_ND, rotary, Segments(lengths, pixels_NK.device))
 
 
