@@ -13,7 +13,7 @@ class Collator:
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         """Returns `input_ids`, `attention_mask`, `labels` (B, T) int64; `pixel_values` and `grid_thws` where any item
-        has visuals, in the items' order.
+        has visuals, in the items' order; `visual_embeds` (M, H) where the items have them, (0, H) without visuals.
         """
         ids = [item["input_ids"] for item in items]
         batch = {
@@ -25,6 +25,8 @@ class Collator:
         if visual:
             for name in ("pixel_values", "grid_thws"):
                 batch[name] = torch.cat([item[name] for item in visual])
+        if "visual_embeds" in items[0]:
+            batch["visual_embeds"] = torch.cat([item["visual_embeds"] for item in items])
         return batch
 
 

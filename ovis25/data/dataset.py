@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from ovis25.data.checks import Defect, LengthLimits, LongSampleError, locate, measure, tool_images
+from ovis25.data.checks import Budget, Defect, Grid, LengthLimits, LongSampleError, locate, measure, tool_images
 from ovis25.data.datainfo import ORIGIN_KEY
 from ovis25.data.schema import Sample, SampleError, parse_sample
 from ovis25.data.source import DataError, read_rows
+from ovis25.data.visual_cache import CachedVisuals
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.image import open_image, patchify, patchify_bytes
 
@@ -97,6 +98,8 @@ class ConversationDataset(Dataset):
         self.skipped: list[Defect] = []
         # where a worker notes a picture that breaks while decoding; set by the trainer
         self.skipped_path: Path | None = None
+        self._visuals: CachedVisuals | None = None
+        self._checked = range(0)
         self._kept = np.arange(len(self.rows))
         self._sizes = np.zeros(0, SIZES)
         self._shrunk: dict[int, tuple[int, int]] = {}
@@ -123,11 +126,11 @@ class ConversationDataset(Dataset):
         Raises:
             DataError: it breaks, and may not be skipped or is the only sample.
         """
-        row_index = int(self._kept[index])
+        row_index = self.row_index(index)
         try:
             return self._encode(row_index)
         except SampleError as error:
-            defect = self._defect(row_index, error)
+            defect = self.defect(row_index, error)
             if self.on_bad_sample == "error" or len(self) == 1:
                 raise DataError(defect.describe(self.source)) from error
             self._note_skipped(defect)
@@ -169,12 +172,43 @@ class ConversationDataset(Dataset):
         for defect in self.skipped:
             _append(path, self.source, defect)
 
+    def row_index(self, index: int) -> int:
+        """Which row sample `index` is; rows that are left out are not counted."""
+        return int(self._kept[index])
+
+    def sample_and_budget(self, row_index: int) -> tuple[Sample, Budget | None]:
+        """A row, and the pixel budget that it is decoded with, None for text.
+
+        Raises:
+            SampleError: the row is malformed, or a file is missing.
+        """
+        sample = self._sample(row_index)
+        if sample.kind == "text":
+            return sample, None
+        if row_index in self._checked:
+            return sample, self._shrunk.get(row_index, self.limits.budget(sample.kind))
+        return sample, measure(sample, self.processor, self.limits, self.length_limits).budget
+
+    def use_cache(self, visuals: CachedVisuals) -> None:
+        """From now on items carry `visual_embeds` (M, H), (0, H) for text, and nothing is decoded: `pixel_values` and
+        `grid_thws` are None.
+
+        Raises:
+            DataError: a sample has a defect that may not be skipped, or all have.
+        """
+        bad = {row_index: found for row_index, found in visuals.rows.items() if isinstance(found, Defect)}
+        if bad and (self.on_bad_sample == "error" or len(bad) == len(self)):
+            self._raise(bad)
+        self._visuals = visuals
+
     def _encode(self, row_index: int) -> dict[str, torch.Tensor | None]:
         """Decode and tokenize one row.
 
         Raises:
             SampleError: the row is malformed, or a picture cannot be decoded.
         """
+        if self._visuals is not None:
+            return self._encode_cached(row_index)
         sample = self._sample(row_index)
         budget = None
         if sample.kind != "text":
@@ -186,32 +220,50 @@ class ConversationDataset(Dataset):
             item = self._encode_with(sample, found.budget)
         return item
 
-    def _encode_with(self, sample: Sample, budget: tuple[int, int] | None) -> dict[str, torch.Tensor | None]:
+    def _encode_cached(self, row_index: int) -> dict[str, torch.Tensor | None]:
+        sample = parse_sample(self.rows[row_index])
+        embeds, grids = self._visuals.read(row_index)
+        item = {**self.processor.encode_training(sample.conversations, grids=grids), "visual_embeds": embeds}
+        if len(item["input_ids"]) > self.length_limits.of(sample)[1]:
+            # text that was not checked beforehand; this raises what is wrong with it
+            measure(sample, self.processor, self.limits, self.length_limits)
+        return item
+
+    def _encode_with(self, sample: Sample, budget: Budget | None) -> dict[str, torch.Tensor | None]:
+        patched = self.patches(sample, budget)
+        pixels, grids = [pixels for pixels, _ in patched], [grid for _, grid in patched]
+        return self.processor.encode_training(sample.conversations, pixels, grids)
+
+    def patches(self, sample: Sample, budget: Budget | None) -> list[tuple[np.ndarray, Grid]]:
+        """Patches and grid of each visual input, decoded.
+
+        Raises:
+            SampleError: a file cannot be decoded, or a tool call fails.
+        """
         try:
             if sample.video is not None:
                 inputs = [self.processor.load_frames(sample.video, self.limits)]
             else:
                 inputs = [[image] for image in tool_images(sample, open_image)]
             cut = patchify_bytes if self.raw_pixels else patchify
-            patched = [cut(frames, *budget) for frames in inputs]
+            return [cut(frames, *budget) for frames in inputs]
         except SampleError:
             raise
         except ValueError as error:
             raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
-        pixels, grids = [pixels for pixels, _ in patched], [grid for _, grid in patched]
-        return self.processor.encode_training(sample.conversations, pixels, grids)
 
     def _sample(self, row_index: int) -> Sample:
         return locate(parse_sample(self.rows[row_index]), self.folder)
 
     def _check(self, rows: range, show_progress: bool) -> None:
         """Form and files of every row first; then picture headers and lengths. Rows made on demand are made once."""
+        self._checked = rows
         bad: dict[int, Defect] = {}
         for row_index in () if self.is_generated else rows:
             try:
                 self._sample(row_index)
             except SampleError as error:
-                bad[row_index] = self._defect(row_index, error)
+                bad[row_index] = self.defect(row_index, error)
         if bad and self.on_bad_sample == "error":
             self._raise(bad, " Picture headers and lengths are checked once these are mended.")
 
@@ -225,7 +277,7 @@ class ConversationDataset(Dataset):
                 sizes[num_good] = self._measure(row_index)
                 num_good += 1
             except SampleError as error:
-                bad[row_index] = self._defect(row_index, error)
+                bad[row_index] = self.defect(row_index, error)
         self._sizes = sizes[:num_good]
         self._settle(bad)
 
@@ -261,7 +313,8 @@ class ConversationDataset(Dataset):
             + f"\nMend them, or set on_bad_sample to skip.{more}"
         )  # fmt: skip
 
-    def _defect(self, row_index: int, error: SampleError) -> Defect:
+    def defect(self, row_index: int, error: SampleError) -> Defect:
+        """The error as the record of a row that cannot be used."""
         row = self.rows[row_index]
         name = row.get("id") if isinstance(row, dict) else None
         return Defect(

@@ -190,10 +190,13 @@ class Ovis2_5Processor(ProcessorMixin):
     def encode_training(
         self, conversations: list[dict[str, str]], pixels: list[np.ndarray] = (), grids: list[Grid] = ()
     ) -> dict[str, torch.Tensor | None]:
-        """One training sample: 1-D int64 `input_ids` and `labels` built in one pass, and its visuals (or None)."""
+        """One training sample: 1-D int64 `input_ids` and `labels` built in one pass, and its visuals (or None).
+
+        Grids alone, without pixels, give the positions of visuals that are known otherwise.
+        """
         rendered = training_text(conversations)
         ids, labels = tokenize(self.tokenizer, rendered.text, list(grids), rendered.learned_spans)
-        visuals = visual_tensors(pixels, grids) or {"pixel_values": None, "grid_thws": None}
+        visuals = visual_tensors(pixels, grids) if len(pixels) else {"pixel_values": None, "grid_thws": None}
         return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), **visuals}
 
     def pad_left(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:

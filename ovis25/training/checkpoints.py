@@ -19,6 +19,7 @@ _HARMLESS = {
     "log_level", "disable_tqdm", "report_to", "run_name", "save_total_limit", "dataloader_num_workers",
     "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers", "ddp_timeout",
     "early_stopping_patience", "early_stopping_threshold", "per_device_eval_batch_size", "output_dir",
+    "cache_visual_embeddings", "visual_cache_dir",
 }  # fmt: skip
 
 

@@ -60,6 +60,9 @@ class TrainConfig:
     on_bad_sample: str = _setting("error", "error, or skip: leave defective samples out and list them")
     on_long_sample: str = _setting("shrink", "shrink (lower its pixel budget), skip, or error")
 
+    cache_visual_embeddings: bool = _setting(False, "frozen vision: compute every picture's embeddings once, then read")
+    visual_cache_dir: str | None = _setting(None, "where they lie (default: visual_cache in output_dir); may be shared")
+
     use_lora: bool = _setting(False, "train a LoRA adapter on the frozen model; output_dir is then an adapter folder")
     lora_r: int = _setting(16, "rank of the adapter")
     lora_alpha: float = _setting(32, "its scale: lora_alpha / lora_r (rsLoRA: / sqrt(lora_r))")
@@ -237,6 +240,8 @@ def _note_idle(config: TrainConfig, given: dict) -> None:
     else:
         idle = [name for name in ("train_modules", "freeze_vision_tower", "freeze_llm") if name in given]
         config.notes += [f"{name} has no effect with LoRA: see lora_target_modules" for name in idle]
+    if config.visual_cache_dir and not config.cache_visual_embeddings:
+        config.notes.append("visual_cache_dir has no effect without cache_visual_embeddings")
 
 
 def _resolve_paths(config: TrainConfig) -> None:
@@ -257,6 +262,8 @@ def _resolve_paths(config: TrainConfig) -> None:
         if config.model_path.startswith((".", "/", "~")):
             raise
     config.output_dir = str(Path(config.output_dir).expanduser().absolute())
+    if config.visual_cache_dir:
+        config.visual_cache_dir = str(Path(config.visual_cache_dir).expanduser().absolute())
 
 
 def _resolve(name: str, value: str, config_dir: str) -> Path:

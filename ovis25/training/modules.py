@@ -11,6 +11,7 @@ _VIT = "visual_tokenizer.vit"
 _LAST_BLOCK = f"{_VIT}.last_block"
 # what PEFT puts before the names of the model it wraps
 _ADAPTED = "base_model.model."
+_PARTS = (_VIT, "visual_tokenizer.head", "vte", "llm")
 MODULE_NAMES = ("all", "llm", "visual_tokenizer", _VIT, "visual_tokenizer.head", _LAST_BLOCK, "vte")
 
 
@@ -113,11 +114,16 @@ def parameter_groups(
     return list(groups.values())
 
 
+def part_of(parameter_name: str) -> str:
+    """The part of the model that a parameter belongs to: visual_tokenizer.vit, visual_tokenizer.head, vte or llm."""
+    return next(part for part in _PARTS if parameter_name.removeprefix(_ADAPTED).startswith(f"{part}."))
+
+
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Part of the model -> (trained, all) parameters; a tied embedding counts once."""
-    counts = {part: [0, 0] for part in (_VIT, "visual_tokenizer.head", "vte", "llm")}
+    counts = {part: [0, 0] for part in _PARTS}
     for name, parameter in model.named_parameters():
-        part = next(part for part in counts if name.removeprefix(_ADAPTED).startswith(f"{part}."))
+        part = part_of(name)
         # a parameter that ZeRO-3 has partitioned tells its whole size here
         size = getattr(parameter, "ds_numel", parameter.numel())
         counts[part][0] += size * parameter.requires_grad

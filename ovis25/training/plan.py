@@ -58,6 +58,7 @@ class Plan:
     modules: dict[str, dict]
     optimizer_groups: list[dict]
     resumes_from: str | None = None
+    visual_cache: str | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
@@ -82,6 +83,7 @@ class Plan:
                 f"({self.total_steps / self.steps_per_epoch:.2f} epochs), {self.warmup_steps} to warm up, "
                 f"{self.schedule}",
             ),
+            *([("visual cache", self.visual_cache)] if self.visual_cache else []),
             ("evaluates", self.evaluates),
             ("saves", self.saves),
             ("stops early", self.early_stopping),

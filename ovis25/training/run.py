@@ -18,7 +18,7 @@ from ovis25.data.collator import Collator
 from ovis25.model import Ovis2_5
 from ovis25.processing import Ovis2_5Processor
 from ovis25.tiny.build import resolve_model_path
-from ovis25.training import build, checkpoints
+from ovis25.training import build, checkpoints, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import TrainConfig
 from ovis25.training.modules import (
@@ -85,6 +85,8 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     else:
         modules = parse_train_modules(config.train_modules)
         chosen = choose_trained(model, modules, config.freeze_vision_tower, config.freeze_llm)
+    if config.cache_visual_embeddings:
+        visual_pass.check_frozen(chosen)
     plan = make_plan(config, data, steps, precision, arguments, model)
     if dry_run:
         groups = parameter_groups(model, chosen, set(), arguments.learning_rate, arguments.weight_decay)
@@ -117,6 +119,9 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     if checkpoint and is_over(checkpoint, steps.total) and not trainer.is_deepspeed_enabled:
         load_ended(trainer, checkpoint)
     else:
+        if config.cache_visual_embeddings:
+            sets = [dataset for dataset in (data.train, data.evaluation) if dataset is not None]
+            plan.visual_cache = str(visual_pass.fill(trainer, sets, visual_pass.folder_of(config)))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # 7. the final folder, complete and readable by everyone who reads a released one
@@ -150,14 +155,16 @@ def load_data(config: TrainConfig, processor: Ovis2_5Processor) -> Datasets:
 def make_plan(config, data: Datasets, steps, precision, arguments, model) -> Plan:
     """What this run will do; the optimizer's groups are filled in from the optimizer that runs."""
     stopping = build.early_stopping_patience(config, arguments)
+    train_counts = data.train.statistics()
+    eval_counts = data.evaluation.statistics() if data.evaluation else None
     return Plan(
         model=config.model_path,
         output_dir=config.output_dir,
         device=precision.device,
         num_devices=arguments.world_size,
         precision=precision.description,
-        data=dataclasses.asdict(data.train.statistics()),
-        eval_data=dataclasses.asdict(data.evaluation.statistics()) if data.evaluation else None,
+        data=dataclasses.asdict(train_counts),
+        eval_data=dataclasses.asdict(eval_counts) if eval_counts else None,
         per_device_batch=arguments.per_device_train_batch_size,
         gradient_accumulation=arguments.gradient_accumulation_steps,
         effective_batch=steps.effective_batch,
@@ -174,6 +181,9 @@ def make_plan(config, data: Datasets, steps, precision, arguments, model) -> Pla
             part: {"trained": trained, "total": total} for part, (trained, total) in count_parameters(model).items()
         },
         optimizer_groups=[],
+        visual_cache=visual_pass.forecast(config, [train_counts, eval_counts], precision, model.config.hidden_size)
+        if config.cache_visual_embeddings
+        else None,
         notes=[*config.notes, *([precision.note] if precision.note else [])],
     )
 
