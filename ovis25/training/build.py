@@ -14,6 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
 from ovis25.data import ConversationDataset, datainfo
+from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.processing import Ovis2_5Processor, VisualLimits
@@ -21,8 +22,10 @@ from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training import memory
-from ovis25.training.config import TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.config import LENGTH_STRATEGIES, TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.cost import cost_weights
 from ovis25.training.extensions import remove_stale_locks
+from ovis25.training.modules import parse_train_modules
 from ovis25.training.plan import Steps, count_steps
 
 _NUM_EVALUATIONS = 10
@@ -113,7 +116,37 @@ def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) ->
         on_long_sample=config.on_long_sample,
         show_progress=is_main_process(),
         raw_pixels=True,
+        measure_all=config.packing or config.trainer.get("train_sampling_strategy") in LENGTH_STRATEGIES,
     )
+
+
+def pack_dataset(config: TrainConfig, dataset: ConversationDataset, folder: str, is_training: bool) -> PackedDataset:
+    """The samples in rows of about equal cost; each device gets as many rows as the others."""
+    trainer = config.trainer
+    rows_per_device = _value(trainer, "per_device_train_batch_size")
+    if not is_training:
+        rows_per_device = trainer.get("per_device_eval_batch_size") or rows_per_device
+    seed = trainer.get("data_seed")
+    return PackedDataset.of(
+        dataset,
+        cost_weights(Ovis2_5_Config.from_pretrained(folder), _vision_share(config)),
+        config.multimodal_max_length,
+        seed=_value(trainer, "seed") if seed is None else seed,
+        multiple=num_processes() * rows_per_device,
+        in_order=is_training and trainer.get("train_sampling_strategy") == "sequential",
+    )
+
+
+def _vision_share(config: TrainConfig) -> float:
+    """How many passes the vision side takes for one of the LLM: forward and two backward where it is trained whole,
+    one backward, for the inputs, where only adapters are.
+    """
+    if config.use_lora:
+        is_adapted = config.apply_lora_to_vision or {"vision", "all-linear"} & {*_names(config.lora_target_modules)}
+        return 1.0 if is_adapted else 1 / 2
+    modules = parse_train_modules(config.train_modules)
+    is_trained = any(name == "all" or name.startswith("visual_tokenizer") for name in (m.name for m in modules))
+    return 1.0 if is_trained and not config.freeze_vision_tower else 1 / 3
 
 
 def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_weights: bool = False) -> Ovis2_5:
@@ -186,11 +219,11 @@ def trl_recipe():
         raise ConfigError(f"the trl recipe needs TRL ({error}): pip install 'ovis25[trl]'") from error
 
 
-def steps_of(config: TrainConfig, num_samples: int) -> Steps:
-    """The number of steps that Trainer will take."""
+def steps_of(config: TrainConfig, num_items: int) -> Steps:
+    """The number of steps that Trainer will take over so many samples, or packed rows."""
     trainer = config.trainer
     return count_steps(
-        num_samples,
+        num_items,
         _value(trainer, "per_device_train_batch_size"),
         num_processes(),
         _value(trainer, "gradient_accumulation_steps"),

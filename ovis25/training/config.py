@@ -59,6 +59,7 @@ class TrainConfig:
     max_frames: int = _setting(8, "frames taken of a video, at most")
     on_bad_sample: str = _setting("error", "error, or skip: leave defective samples out and list them")
     on_long_sample: str = _setting("shrink", "shrink (lower its pixel budget), skip, or error")
+    packing: bool = _setting(False, "rows of whole samples, up to multimodal_max_length tokens; a batch counts rows")
 
     cache_visual_embeddings: bool = _setting(False, "frozen vision: compute every picture's embeddings once, then read")
     visual_cache_dir: str | None = _setting(None, "where they lie (default: visual_cache in output_dir); may be shared")
@@ -99,6 +100,8 @@ _CHOICES = {
     "recipe": ("standard", "trl"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
+# values of train_sampling_strategy for which every length must be known
+LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")
 _LORA_KEYS = [name for name in OWN_KEYS if name != "use_lora" and ("lora" in name or name == "use_dora")]
 
 
@@ -220,6 +223,11 @@ def _check(config: TrainConfig, path: Path) -> None:
     for name in ("multimodal_max_length", "text_max_length"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if config.packing and config.attn_implementation not in (None, "sdpa"):
+        raise ConfigError(
+            f"packing and attn_implementation {config.attn_implementation} exclude each other: packed rows need sdpa "
+            "(torch's own FlashAttention runs behind it on CUDA); remove attn_implementation"
+        )
     if config.lora_r < 1 or not 0 <= config.lora_dropout < 1:
         raise ConfigError(
             f"lora_r is {config.lora_r} and lora_dropout {config.lora_dropout}; at least 1, and in [0, 1)"
@@ -234,6 +242,9 @@ def _note_idle(config: TrainConfig, given: dict) -> None:
     """Report what was given but only another recipe understands."""
     if config.recipe != "trl":
         config.notes += [f"{name} has no effect here: only the trl recipe knows it" for name in config.trl]
+    strategy = config.trainer.get("train_sampling_strategy")
+    if config.packing and strategy in LENGTH_STRATEGIES:
+        config.notes.append(f"train_sampling_strategy {strategy} has no effect with packing: rows are alike in cost")
     if not config.use_lora:
         idle = [name for name in given if name in _LORA_KEYS]
         config.notes += [f"{name} has no effect without use_lora" for name in idle]

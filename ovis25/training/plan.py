@@ -57,6 +57,8 @@ class Plan:
     early_stopping: str
     modules: dict[str, dict]
     optimizer_groups: list[dict]
+    packing: dict | None = None
+    eval_packing: dict | None = None
     resumes_from: str | None = None
     visual_cache: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -71,11 +73,12 @@ class Plan:
             ("output", self.output_dir),
             ("device", f"{self.num_devices} x {self.device}, {self.precision}"),
             ("samples", _describe_data(self.data)),
-            ("evaluation", _describe_data(self.eval_data) if self.eval_data else "none"),
+            *([("packed", _describe_packing(self.packing, self.data))] if self.packing else []),
+            ("evaluation", _describe_data(self.eval_data, self.eval_packing) if self.eval_data else "none"),
             (
                 "batch",
                 f"{self.per_device_batch} per device x {self.num_devices} devices x {self.gradient_accumulation} "
-                f"accumulated = {self.effective_batch}",
+                f"accumulated = {self.effective_batch}{' rows' if self.packing else ''}",
             ),
             (
                 "steps",
@@ -109,7 +112,7 @@ class Plan:
         return "\n".join(["The plan", *text])
 
 
-def _describe_data(data: dict) -> str:
+def _describe_data(data: dict, packing: dict | None = None) -> str:
     about = "about " if data["is_estimate"] else ""
     text = (
         f"{data['num_samples']:,} ({about}{data['total_tokens']:,} tokens, {data['learned_tokens']:,} learned, "
@@ -119,7 +122,16 @@ def _describe_data(data: dict) -> str:
         text += f", {data['num_skipped']:,} left out"
     if data["num_shrunk"]:
         text += f", {data['num_shrunk']:,} shrunk to fit"
+    if packing:
+        text += f", packed in {packing['num_rows']:,} rows"
     return text
+
+
+def _describe_packing(packing: dict, data: dict) -> str:
+    return (
+        f"{data['num_samples']:,} samples in {packing['num_rows']:,} rows of up to {packing['capacity']:,} tokens, "
+        f"fill {100 * packing['fill']:.1f} %, cost spread {100 * packing['cost_spread']:.1f} %"
+    )
 
 
 def optimizer_groups(groups: list[dict]) -> list[dict]:

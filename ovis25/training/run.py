@@ -14,7 +14,8 @@ from transformers.trainer_utils import SchedulerType
 
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.data import ConversationDataset
-from ovis25.data.collator import Collator
+from ovis25.data.collator import Collator, PackedCollator
+from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5
 from ovis25.processing import Ovis2_5Processor
 from ovis25.tiny.build import resolve_model_path
@@ -39,8 +40,17 @@ SKIPPED_NAME = "skipped_samples.jsonl"
 
 @dataclass
 class Datasets:
+    """The samples, and with packing the rows made of them, which the trainer then takes."""
+
     train: ConversationDataset
     evaluation: ConversationDataset | None
+    train_rows: PackedDataset | None = None
+    eval_rows: PackedDataset | None = None
+
+    def pack(self, config: TrainConfig, folder: Path) -> None:
+        self.train_rows = build.pack_dataset(config, self.train, folder, is_training=True)
+        if self.evaluation:
+            self.eval_rows = build.pack_dataset(config, self.evaluation, folder, is_training=False)
 
 
 def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> dict | None:
@@ -68,9 +78,11 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     processor = Ovis2_5Processor.from_pretrained(folder)
     processor.limits = build.visual_limits(config)
     data = load_data(config, processor)
+    if config.packing:
+        data.pack(config, folder)
 
     # 3. the settings
-    steps = build.steps_of(config, len(data.train))
+    steps = build.steps_of(config, len(data.train_rows or data.train))
     precision = build.choose_precision(config)
     arguments = build.training_arguments(config, precision, steps)
     # one process drives one device
@@ -100,9 +112,9 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     trainer = trainer_class(
         model=model,
         args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.evaluation,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        train_dataset=data.train_rows or data.train,
+        eval_dataset=data.eval_rows or data.evaluation,
+        data_collator=PackedCollator() if config.packing else Collator(processor.tokenizer.pad_token_id),
         processing_class=processor,
         chosen=chosen,
         callbacks=list(callbacks),
@@ -181,6 +193,8 @@ def make_plan(config, data: Datasets, steps, precision, arguments, model) -> Pla
             part: {"trained": trained, "total": total} for part, (trained, total) in count_parameters(model).items()
         },
         optimizer_groups=[],
+        packing=dataclasses.asdict(data.train_rows.summary()) if data.train_rows else None,
+        eval_packing=dataclasses.asdict(data.eval_rows.summary()) if data.eval_rows else None,
         visual_cache=visual_pass.forecast(config, [train_counts, eval_counts], precision, model.config.hidden_size)
         if config.cache_visual_embeddings
         else None,

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from ovis25.constants import IGNORE_INDEX
+from ovis25.data.packed import PackedDataset
+from ovis25.data.sampler import LengthSampler, LengthView, RowSampler
 from ovis25.training.checkpoints import mark_complete
 from ovis25.training.modules import TrainedModule, parameter_groups
 
@@ -18,8 +21,10 @@ class TokenCounter:
     def __init__(self):
         self._total: torch.Tensor | int = 0
 
-    def add(self, attention_mask: torch.Tensor) -> None:
-        self._total = self._total + attention_mask.sum()
+    def add(self, batch: dict[str, torch.Tensor]) -> None:
+        mask = batch.get("attention_mask")
+        # a packed row has no mask: all of it is tokens
+        self._total = self._total + (batch["input_ids"].numel() if mask is None else mask.sum())
 
     def total(self) -> int:
         return int(self._total)
@@ -37,6 +42,11 @@ class EvenDataset(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def lengths(self) -> np.ndarray:
+        lengths = self.dataset.lengths
+        return np.concatenate([lengths, np.full(self.length - len(lengths), lengths[0])])
 
     def __getitem__(self, index: int) -> dict:
         if index < len(self.dataset):
@@ -86,8 +96,33 @@ class OvisTraining:
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self.token_counter.add(inputs["attention_mask"])
+        self.token_counter.add(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _run_epoch(self, *, epoch, train_dataloader, **arguments):
+        # a run that resumes on several devices skips batches, and through that accelerate tells no sampler the epoch
+        train_dataloader.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **arguments)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        """As Trainer's, but packed rows are shuffled by their cost, and lengths are those known: nothing is decoded."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        strategy, batch_size = self.args.train_sampling_strategy, self.args.train_batch_size
+        if strategy != "sequential" and isinstance(dataset, PackedDataset):
+            return RowSampler(dataset.costs, batch_size * self.args.world_size, self._data_seed)
+        if strategy == "group_by_length":
+            batch_size *= self.args.gradient_accumulation_steps
+            return LengthSampler(batch_size, dataset.lengths, self._data_seed)
+        return super()._get_train_sampler(LengthView(dataset) if strategy == "batch_rebalance" else dataset)
+
+    def _get_eval_sampler(self, eval_dataset) -> Sampler:
+        if self.args.train_sampling_strategy == "group_by_length" and hasattr(eval_dataset, "lengths"):
+            return LengthSampler(self.args.eval_batch_size, eval_dataset.lengths, self._data_seed)
+        return SequentialSampler(eval_dataset)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def get_eval_dataloader(self, eval_dataset=None):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
