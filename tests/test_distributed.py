@@ -131,6 +131,18 @@ def test_every_stage_trains_as_one_process_does(stage, recipe, config, single, t
 
 
 @needs_deepspeed
+@pytest.mark.parametrize("stage", ["none", "zero3_cp"])
+def test_ranks_fill_and_share_a_visual_cache(stage, config, single, tmp_path):
+    """Each computes its share, ZeRO-3 of gathered weights; the losses are those of one process without a cache."""
+    settings = [] if stage == "none" else ["--deepspeed", ZERO / f"{stage}.json"]
+    settings += ["--cache_visual_embeddings", "true", "--visual_cache_dir", tmp_path / "cache"]
+    launch(config, "lora", tmp_path / "two", *settings)
+    assert_same_run(tmp_path / "two", single("lora"))
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(files) == 16 and {path.suffix for path in files} == {".safetensors"}
+
+
+@needs_deepspeed
 def test_adapters_in_a_frozen_vision_encoder_are_trained_under_checkpointing(config, tmp_path):
     """TRL would checkpoint reentrantly here, and such an adapter would stay as it was."""
     settings = ["--gradient_checkpointing", "true", "--use_lora", "true", "--apply_lora_to_vision", "true"]
