@@ -169,6 +169,15 @@ def test_gradient_checkpointing_of_both_towers_changes_no_gradient(golden, model
     assert set(got) == set(expected) and all(got[name].equal(expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("tower", ["vision", "llm"])
+def test_gradient_checkpointing_of_one_tower(model, tower):
+    model.checkpointed_towers = (tower,)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = {"vision": model.visual_tokenizer.vit.vision_model.encoder.layers, "llm": model.llm.model.layers}
+    for name, its_layers in layers.items():
+        assert {layer.gradient_checkpointing for layer in its_layers} == {name == tower}
+
+
 def test_the_mean_over_a_steps_tokens_equals_the_big_batch(golden, model):
     batch = golden.inputs("padded_batch")
     batch["labels"][0, (batch["labels"][0] != IGNORE_INDEX).nonzero()[:5]] = IGNORE_INDEX
@@ -295,6 +304,22 @@ def test_a_packed_row_is_its_samples(golden, model):
     assert torch.equal(model(**row).logits, logits)
     for case, output in zip(cases, alone, strict=True):
         assert torch.equal(model(**golden.inputs(case)).logits, output.logits)
+
+
+def test_compiled_layers_change_nothing(golden, model):
+    """Through AOTAutograd, which is what inductor gets; inductor itself is a matter of benchmarks."""
+    rows = [golden.inputs("padded_batch"), packed(golden, ["text_only", "multi_image"])]
+    plain = Ovis2_5.from_pretrained(GOLDEN / "tiny_checkpoint", dtype=torch.float32).train()
+    model.train().compile_layers(backend="aot_eager")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for row in rows:
+        losses = [either(**row).loss for either in (model, plain)]
+        assert relative_error(losses[0], losses[1].detach()) < SAME
+        for loss in losses:
+            loss.backward()
+    for (name, value), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        if other.grad is not None:
+            assert relative_error(value.grad, other.grad) < 1e-5, name
 
 
 @pytest.mark.parametrize(

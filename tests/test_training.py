@@ -12,13 +12,15 @@ import pytest
 import torch
 from conftest import PIXELS, losses_of, run
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from ovis25 import Ovis2_5, Ovis2_5Processor, Ovis25Inference
 from ovis25.data import ConversationDataset, DataError
 from ovis25.data.collator import Collator
 from ovis25.paths import REPOSITORY_ROOT
 from ovis25.training.checkpoints import find_checkpoints
-from ovis25.training.config import ConfigError
+from ovis25.training.config import ConfigError, load_config
+from ovis25.training.run import train
 
 
 def test_a_run_leaves_a_folder_that_loads_and_answers(write_config, data_dir, tmp_path, capsys):
@@ -280,3 +282,33 @@ def test_two_processes_train_as_one_does_with_text_and_pictures_apart(write_conf
     best = [json.loads((tmp_path / n / "train_results.json").read_text())["best_eval_loss"] for n in ("one", "two")]
     # five samples over two processes: none may count twice
     assert best[1] == pytest.approx(best[0], rel=1e-4)
+
+
+def test_checkpointed_towers_and_z_loss_reach_the_model(write_config, data_dir):
+    """Checkpointing one tower changes no loss; the z-loss is added to each token's."""
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            whole = getattr(model, "get_base_model", lambda: model)()
+            towers = (whole.visual_tokenizer.vit.vision_model.encoder.layers, whole.llm.model.layers)
+            seen.append([layer.gradient_checkpointing for layers in towers for layer in layers[:1]])
+
+    config = write_config(max_steps=1, overwrite_output_dir=True)
+    losses = []
+    for overrides in (
+        [],
+        ["--gradient_checkpointing", "true", "--gradient_checkpointing_towers", "llm"],
+        ["--gradient_checkpointing", "true", "--gradient_checkpointing_towers", "vision", "--use_lora", "true"],
+        ["--z_loss", "0.01"],
+        ["--z_loss", "0.02"],
+    ):
+        losses.append(train(load_config(config, overrides), callbacks=[Look()])["last_train_loss"])
+    assert seen == [[False, False], [False, True], [True, False], [False, False], [False, False]]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[3] > losses[0] + 0.1
+    assert losses[4] - losses[0] == pytest.approx(2 * (losses[3] - losses[0]), rel=1e-3)
+    with pytest.raises(ConfigError, match="z_loss is -1"):
+        load_config(config, ["--z_loss", "-1"])
+    with pytest.raises(ConfigError, match="gradient_checkpointing_towers is 'vit'; choose one of both, llm, vision"):
+        load_config(config, ["--gradient_checkpointing_towers", "vit"])

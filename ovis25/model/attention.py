@@ -77,6 +77,8 @@ def varlen_attention(query_NAC, key_NKC, value_NKC, segments: Segments, is_causa
     )  # fmt: skip
 
 
+# its calls differ from batch to batch: compiled, each mix of lengths would be compiled anew
+@torch.compiler.disable
 def sdpa_attention(query_NAC, key_NKC, value_NKC, segments: Segments, is_causal: bool = False) -> torch.Tensor:
     """One SDPA call per run of equal lengths, on every device."""
     rows = [number * length for number, length in segments.runs]

@@ -44,6 +44,8 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _no_split_modules = ["Qwen3DecoderLayer", "EncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
+    # whose layers are computed again in the backward pass where gradient checkpointing is on
+    checkpointed_towers = ("vision", "llm")
 
     def __init__(self, config: Ovis2_5_Config):
         super().__init__(config)
@@ -110,6 +112,22 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings):
         self.llm.set_output_embeddings(new_embeddings)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for tower, module in (("vision", self.visual_tokenizer), ("llm", self.llm)):
+            if tower not in self.checkpointed_towers:
+                for layer in module.modules():
+                    if hasattr(layer, "gradient_checkpointing"):
+                        layer.gradient_checkpointing = False
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each layer of both towers, for any number of rows; the first steps take minutes longer.
+
+        Layers alone, because what surrounds them (chunks, segments) is Python that differs from batch to batch.
+        """
+        for layer in (*self.visual_tokenizer.vit.vision_model.encoder.layers, *self.llm.model.layers):
+            layer.compile(dynamic=True, backend=backend)
 
     def get_visual_embeddings(self, pixel_values: torch.Tensor, grid_thws: torch.Tensor) -> torch.Tensor:
         """(N, K) pixels and (images, 3) grids -> (M, H), in the order of `grid_thws`.

@@ -139,7 +139,8 @@ def pack_dataset(config: TrainConfig, dataset: ConversationDataset, folder: str,
 
 def _vision_share(config: TrainConfig) -> float:
     """How many passes the vision side takes for one of the LLM: forward and two backward where it is trained whole,
-    one backward, for the inputs, where only adapters are.
+    one backward, for the inputs, where only adapters are. A cache changes nothing, so that it may come and go in a run;
+    without vision, full rows cost alike anyway.
     """
     if config.use_lora:
         is_adapted = config.apply_lora_to_vision or {"vision", "all-linear"} & {*_names(config.lora_target_modules)}
@@ -203,6 +204,15 @@ def build_adapter(config: TrainConfig, model: Ovis2_5, folder: str) -> PreTraine
         return add_adapter(model, settings, keep_dtype=is_deepspeed_zero3_enabled())
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def choose_towers(config: TrainConfig, model: PreTrainedModel) -> None:
+    """Which towers gradient checkpointing is for, and whether their layers are compiled."""
+    whole = model.get_base_model() if config.use_lora else model
+    if config.gradient_checkpointing_towers != "both":
+        whole.checkpointed_towers = (config.gradient_checkpointing_towers,)
+    if config.compile_layers:
+        whole.compile_layers()
 
 
 def _names(value: str | list | None) -> tuple[str, ...]:

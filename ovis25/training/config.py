@@ -6,6 +6,7 @@ Own keys are the fields of `TrainConfig`; every other key is a name of transform
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ class TrainConfig:
     recipe: str = _setting("standard", "standard: transformers' Trainer, or trl: TRL's SFTTrainer")
     dtype: str | None = _setting(None, "weights in memory: float32 or bfloat16 (default: chosen for the device)")
     attn_implementation: str | None = _setting(None, "the LLM's attention: sdpa, eager, flash_attention_2, ...")
+
+    gradient_checkpointing_towers: str = _setting("both", "with gradient_checkpointing: both, llm, or vision alone")
+    compile_layers: bool = _setting(False, "torch.compile for the layers of both towers (GPU; slow first steps)")
+    z_loss: float = _setting(0.0, "weight of the squared log-sum-exp of the logits in the loss")
 
     multimodal_max_length: int = _setting(8192, "tokens of a sample with visuals, at most")
     text_max_length: int = _setting(4096, "tokens of a text sample, at most")
@@ -98,6 +103,7 @@ _CHOICES = {
     "on_bad_sample": ("error", "skip"),
     "on_long_sample": ("shrink", "skip", "error"),
     "recipe": ("standard", "trl"),
+    "gradient_checkpointing_towers": ("both", "llm", "vision"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
 # values of train_sampling_strategy for which every length must be known
@@ -232,6 +238,8 @@ def _check(config: TrainConfig, path: Path) -> None:
         raise ConfigError(
             f"lora_r is {config.lora_r} and lora_dropout {config.lora_dropout}; at least 1, and in [0, 1)"
         )
+    if not 0 <= config.z_loss < math.inf:
+        raise ConfigError(f"z_loss is {config.z_loss}; it must be at least 0, and is about 1e-4 where it is used")
     if config.trl.get("loss_type", "nll") not in ("nll", "dft"):
         raise ConfigError(f"loss_type is {config.trl['loss_type']!r}; choose one of nll, dft")
     if config.trl.get("loss_type") == "dft" and config.trainer.get("label_smoothing_factor"):

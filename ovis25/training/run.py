@@ -97,6 +97,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     else:
         modules = parse_train_modules(config.train_modules)
         chosen = choose_trained(model, modules, config.freeze_vision_tower, config.freeze_llm)
+    build.choose_towers(config, model)
     if config.cache_visual_embeddings:
         visual_pass.check_frozen(chosen)
     plan = make_plan(config, data, steps, precision, arguments, model)
@@ -117,6 +118,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
         data_collator=PackedCollator() if config.packing else Collator(processor.tokenizer.pad_token_id),
         processing_class=processor,
         chosen=chosen,
+        z_loss=config.z_loss,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)

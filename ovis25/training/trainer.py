@@ -58,13 +58,13 @@ class EvenDataset(Dataset):
 class OvisTraining:
     """What every recipe adds to its Trainer class, which stands behind it in the bases.
 
-    Args: `chosen` maps parameter names to the `train_modules` entry that trains them; the rest is Trainer's.
-    `save_dtype`, once set, is the dtype that weights are saved in.
+    Args: `chosen` maps parameter names to the `train_modules` entry that trains them; `z_loss` is the loss's; the rest
+    is Trainer's. `save_dtype`, once set, is the dtype that weights are saved in.
     """
 
-    def __init__(self, *args, chosen: dict[str, TrainedModule], **kwargs):
+    def __init__(self, *args, chosen: dict[str, TrainedModule], z_loss: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.chosen = chosen
+        self.chosen, self.z_loss = chosen, z_loss
         self.save_dtype: torch.dtype | None = None
         self.token_counter = TokenCounter()
         # the model smooths its own loss, without the logits of whole rows
@@ -83,7 +83,7 @@ class OvisTraining:
 
     def loss_arguments(self) -> dict:
         """What the model's loss is asked for beside the mean."""
-        return {"label_smoothing": self.args.label_smoothing_factor}
+        return {"label_smoothing": self.args.label_smoothing_factor, "z_loss": self.z_loss}
 
     def note_outputs(self, outputs) -> None:
         """Called with the outputs of every forward pass with labels."""
