@@ -349,6 +349,14 @@ def test_packed_runs_are_those_of_the_samples_apart(recipe, write_config, data_d
     assert results[0]["train_tokens"] == results[1]["train_tokens"] == 3 * plan["data"]["total_tokens"]
 
 
+def test_packed_rows_take_their_visuals_from_the_cache(write_config, tmp_path):
+    config = write_config(**PACKED, use_lora=True, max_steps=3, save_steps=3)
+    run(config, "--output_dir", tmp_path / "decoded")
+    run(config, "--cache_visual_embeddings", "true", "--output_dir", tmp_path / "cached")
+    assert losses_of(tmp_path / "cached") == pytest.approx(losses_of(tmp_path / "decoded"), rel=SAME)
+    assert plan_of(tmp_path / "cached")["visual_cache"]
+
+
 PACKED = {"packing": True, "multimodal_max_length": 100, "per_device_train_batch_size": 1}
 
 
@@ -425,11 +433,12 @@ def test_settings_that_packing_excludes_or_replaces(write_config):
 
 @pytest.fixture(scope="module")
 def packed_config(tiny_folder, data_dir, tmp_path_factory):
-    """Ten steps over shuffled rows, three an epoch."""
+    """Ten steps over shuffled rows, four an epoch."""
     path = tmp_path_factory.mktemp("packed") / "config.json"
     path.write_text(json.dumps({
-        **PACKED, "model_path": str(tiny_folder), "data_path": str(data_dir / "train.json"),
-        "eval_data_path": str(data_dir / "eval.json"), "max_steps": 10, "eval_steps": 5, "save_total_limit": 5,
+        **PACKED, "multimodal_max_length": 72, "model_path": str(tiny_folder),
+        "data_path": str(data_dir / "train.json"), "eval_data_path": str(data_dir / "eval.json"),
+        "max_steps": 10, "eval_steps": 5, "save_total_limit": 5,
         "logging_steps": 1, "learning_rate": 1e-3, "dataloader_num_workers": 0, "early_stopping_patience": 0,
         "max_grad_norm": 1.0, "train_modules": "visual_tokenizer:5e-4|llm|vte", **PIXELS,
     }))  # fmt: skip
@@ -440,7 +449,7 @@ def packed_config(tiny_folder, data_dir, tmp_path_factory):
 def packed_alone(packed_config):
     folder = packed_config.parent / "alone"
     run(packed_config, "--per_device_train_batch_size", 2, "--output_dir", folder)
-    assert plan_of(folder)["steps_per_epoch"] == 3
+    assert plan_of(folder)["steps_per_epoch"] == 4
     return folder
 
 
@@ -452,7 +461,7 @@ def test_every_stage_trains_packed_rows_as_one_process_does(stage, packed_config
 
 
 def test_plain_data_parallel_trains_packed_rows_and_resumes_in_their_order(packed_config, packed_alone, tmp_path):
-    """Step 5 is in the middle of the second epoch, whose order a resumed run must find again on every rank."""
+    """Step 5 is the first of the second epoch, whose order a resumed run must find again on every rank."""
     launch(packed_config, "standard", tmp_path / "two")
     assert_same_run(tmp_path / "two", packed_alone)
     for path in (tmp_path / "two" / "checkpoint-10" / "COMPLETE", tmp_path / "two" / "train_results.json"):

@@ -15,8 +15,8 @@ class Collator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        """Returns `input_ids`, `attention_mask`, `labels` (B, T) int64; `pixel_values` and `grid_thws` where any item
-        has visuals, in the items' order.
+        """Returns `input_ids`, `attention_mask`, `labels` (B, T) int64; `pixel_values` and `grid_thws`, or cached
+        `visual_embeds`, where any item has visuals, in the items' order.
         """
         ids = [item["input_ids"] for item in items]
         return {
