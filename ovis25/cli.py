@@ -224,7 +224,7 @@ def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _check_infer(parsed: argparse.Namespace) -> None:
-    if bool(parsed.requests) == bool(parsed.prompt):
+    if bool(parsed.requests) == (parsed.prompt is not None):
         raise RequestError("give either --prompt or --requests")
     if bool(parsed.requests) != bool(parsed.output):
         raise RequestError("--requests and --output belong together")

@@ -13,7 +13,7 @@ from ovis25.constants import IGNORE_INDEX, IMAGE_BEGIN_ID, IMAGE_END_ID, PIXEL_T
 from ovis25.model.attention import Segments, segment_attention
 from ovis25.model.loss import LmHead, next_token_loss
 from ovis25.model.ovis import Ovis2_5_Output
-from ovis25.model.vision import block_order
+from ovis25.model.vision import bicubic_matrix, block_order
 
 # One sample alone against the same sample in a batch, or two orders of the same float32 sums: only rounding differs.
 # Measured worst, relative: logits 7e-7, gradients 1e-6.
@@ -396,6 +396,16 @@ def test_frames_and_images_do_not_see_each_other(model):
     alone = [(pixels[:16], (1, 4, 4)), (pixels[16:32], (1, 4, 4)), (pixels[32:44], (1, 2, 6)), (pixels[44:], (1, 4, 4))]
     expected = torch.cat([model.visual_tokenizer(rows, [grid]) for rows, grid in alone])
     assert relative_error(together, expected.detach()) < SAME
+
+
+@pytest.mark.parametrize("size", [2, 14, 32, 56, 112])
+def test_bicubic_matrices_interpolate_as_torch(size):
+    torch.manual_seed(0)
+    table = torch.randn(1, 5, 32, 32, dtype=torch.float64)
+    expected = F.interpolate(table, (size, 20), mode="bicubic", align_corners=False)
+    rows, columns = (torch.from_numpy(bicubic_matrix(length, 32)).double() for length in (size, 20))
+    assert relative_error(rows @ table @ columns.T, expected) < 1e-6
+    assert torch.equal(torch.from_numpy(bicubic_matrix(32, 32)), torch.eye(32))
 
 
 def test_block_order_runs_block_by_block():
