@@ -19,8 +19,8 @@ _NUM_TRIED = 12
 _NUM_STALLS = 3
 # pairs of rows looked at together, which bounds the memory
 _CHUNK = 1024
-# rows that are packed at a time where the samples' order is kept
-_WINDOW_ROWS = 64
+# where the samples' order is kept: rows that are packed at a time, more in sets of more than so many windows
+_WINDOW_ROWS, _NUM_WINDOWS = 64, 256
 # costs are rounded to this share of the highest: sums are then exact, and the same on every machine
 _COST_STEPS = 2**20
 
@@ -87,7 +87,8 @@ def pack(
     generator = np.random.default_rng(seed)
     if not keep_order:
         return _pack(tokens, costs, capacity, generator, multiple)
-    window_of = (np.cumsum(tokens) - 1) // (_WINDOW_ROWS * capacity)
+    window_tokens = max(_WINDOW_ROWS * capacity, int(tokens.sum()) // _NUM_WINDOWS)
+    window_of = (np.cumsum(tokens) - 1) // window_tokens
     windows = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(window_of)) + 1)
     rows: list[np.ndarray] = []
     for number, window in enumerate(windows, start=1):
