@@ -52,7 +52,7 @@ def test_the_readmes_exam_is_of_the_shipped_settings():
     assert f"all {steps} steps are done" in page("README.md")
 
 
-@pytest.mark.parametrize("name", ["loader.py", "preprocess.py", "train_step.py"])
+@pytest.mark.parametrize("name", ["loader.py", "optimizers.py", "preprocess.py", "train_step.py"])
 def test_a_benchmark_explains_itself(name):
     command = [sys.executable, str(REPOSITORY_ROOT / "benchmarks" / name), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -22,7 +22,7 @@ from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training import memory
-from ovis25.training.config import LENGTH_STRATEGIES, TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.config import LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.cost import cost_weights
 from ovis25.training.extensions import remove_stale_locks
 from ovis25.training.modules import parse_train_modules
@@ -272,6 +272,9 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
                 )
             values[f"{prefix}_checkpointing_kwargs"] = {**chosen, "use_reentrant": False}
     values.pop("resume_from_checkpoint", None)
+    is_muon = values.get("optim") == MUON
+    if is_muon:
+        del values["optim"]
     make = TrainingArguments
     if config.recipe == "trl":
         make = trl_recipe().sft_config
@@ -282,9 +285,13 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
             print(f"removed {lock}, which a killed process left", file=sys.stderr)
         _be_the_only_process()
     try:
-        return make(**values)
+        arguments = make(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"transformers refuses these settings: {error}") from error
+    if is_muon:
+        # transformers checks the name only while it makes the arguments; OvisTraining makes the optimizer
+        arguments.optim = MUON
+    return arguments
 
 
 def _be_the_only_process() -> None:
@@ -365,3 +372,6 @@ def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float
         f"{workload.num_learned // samples:,} learned) in {'float32' if float32 else 'bfloat16'}\n"
     )
     return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"
+    optimizer = config.trainer.get("optim")
+    if optimizer and not optimizer.startswith("adamw_torch"):
+        heading += f"the optimizer's column is AdamW's, not that of optim {optimizer} (see docs/benchmarks.md)\n"

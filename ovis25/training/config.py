@@ -12,6 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
@@ -108,6 +109,8 @@ _CHOICES = {
 }
 # values of train_sampling_strategy for which every length must be known
 LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")
+# the value of optim that transformers does not know
+MUON = "muon"
 _LORA_KEYS = [name for name in OWN_KEYS if name != "use_lora" and ("lora" in name or name == "use_dora")]
 
 
@@ -247,6 +250,30 @@ def _check(config: TrainConfig, path: Path) -> None:
 
 
 def _note_idle(config: TrainConfig, given: dict) -> None:
+    if config.trainer.get("optim") == MUON:
+        _check_muon(config)
+
+
+def _check_muon(config: TrainConfig) -> None:
+    """Muon needs every trained matrix whole, in full fine-tuning."""
+    if config.use_lora:
+        raise ConfigError(
+            f"optim {MUON} is for whole weight matrices, not for the factors of an adapter (use_lora); "
+            "use adamw_torch_fused or adafactor"
+        )
+    sharding = {
+        "deepspeed": config.trainer.get("deepspeed") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        "fsdp": config.trainer.get("fsdp") or parse_flag_from_env("ACCELERATE_USE_FSDP"),
+    }
+    for name, is_on in sharding.items():
+        if is_on:
+            raise ConfigError(
+                f"optim {MUON} and {name} exclude each other: Muon needs whole matrices, and {name} flattens or "
+                f"shards them; use adamw_torch_fused, whose states are sharded with them, or do without {name}"
+            )
+    idle = [name for name in ("optim_args", "optim_target_modules") if config.trainer.get(name)]
+    if idle:
+        raise ConfigError(f"{idle[0]} has no effect with optim {MUON}; remove it")
     """Report what was given but only another recipe understands."""
     if config.recipe != "trl":
         config.notes += [f"{name} has no effect here: only the trl recipe knows it" for name in config.trl]

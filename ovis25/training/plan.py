@@ -52,6 +52,7 @@ class Plan:
     total_steps: int
     warmup_steps: int
     schedule: str
+    optimizer: str
     evaluates: str
     saves: str
     early_stopping: str
@@ -86,6 +87,7 @@ class Plan:
                 f"({self.total_steps / self.steps_per_epoch:.2f} epochs), {self.warmup_steps} to warm up, "
                 f"{self.schedule}",
             ),
+            ("optimizer", self.optimizer),
             *([("visual cache", self.visual_cache)] if self.visual_cache else []),
             ("evaluates", self.evaluates),
             ("saves", self.saves),

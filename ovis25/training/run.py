@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.data import ConversationDataset
@@ -19,9 +20,9 @@ from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5
 from ovis25.processing import Ovis2_5Processor
 from ovis25.tiny.build import resolve_model_path
-from ovis25.training import build, checkpoints, visual_pass
+from ovis25.training import build, checkpoints, muon, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
-from ovis25.training.config import TrainConfig
+from ovis25.training.config import MUON, TrainConfig
 from ovis25.training.modules import (
     choose_adapter,
     choose_trained,
@@ -187,6 +188,7 @@ def make_plan(config, data: Datasets, steps, precision, arguments, model) -> Pla
         total_steps=steps.total,
         warmup_steps=arguments.get_warmup_steps(steps.total),
         schedule=f"{SchedulerType(arguments.lr_scheduler_type).value} schedule",
+        optimizer=muon.describe(model) if arguments.optim == MUON else OptimizerNames(arguments.optim).value,
         evaluates=_rhythm_text(arguments.eval_strategy, arguments.eval_steps, steps, "never"),
         saves=_rhythm_text(arguments.save_strategy, arguments.save_steps, steps, "only at the end")
         + (f", keeps {arguments.save_total_limit}" if arguments.save_total_limit else ""),

@@ -12,7 +12,9 @@ from ovis25.constants import IGNORE_INDEX
 from ovis25.data.packed import PackedDataset
 from ovis25.data.sampler import LengthSampler, LengthView, RowSampler
 from ovis25.training.checkpoints import mark_complete
+from ovis25.training.config import MUON
 from ovis25.training.modules import TrainedModule, parameter_groups
+from ovis25.training.muon import MuonWithAdamW, layer_matrices
 
 
 class TokenCounter:
@@ -80,6 +82,17 @@ class OvisTraining:
                 return super().create_optimizer(model)
             self.optimizer = optimizer_class(groups, **arguments)
         return self.optimizer
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        if args.optim != MUON:
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return MuonWithAdamW, {
+            "matrices": layer_matrices(model),
+            "lr": args.learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "eps": args.adam_epsilon,
+        }
 
     def loss_arguments(self) -> dict:
         """What the model's loss is asked for beside the mean."""
