@@ -371,7 +371,7 @@ def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float
         f"a micro-batch of {samples} x ({workload.num_tokens:,} tokens, {patches:,} patches, "
         f"{workload.num_learned // samples:,} learned) in {'float32' if float32 else 'bfloat16'}\n"
     )
-    return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"
     optimizer = config.trainer.get("optim")
     if optimizer and not optimizer.startswith("adamw_torch"):
         heading += f"the optimizer's column is AdamW's, not that of optim {optimizer} (see docs/benchmarks.md)\n"
+    return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"

@@ -247,9 +247,6 @@ def _check(config: TrainConfig, path: Path) -> None:
         raise ConfigError(f"loss_type is {config.trl['loss_type']!r}; choose one of nll, dft")
     if config.trl.get("loss_type") == "dft" and config.trainer.get("label_smoothing_factor"):
         raise ConfigError("loss_type dft and label_smoothing_factor exclude each other; keep one")
-
-
-def _note_idle(config: TrainConfig, given: dict) -> None:
     if config.trainer.get("optim") == MUON:
         _check_muon(config)
 
@@ -274,6 +271,9 @@ def _check_muon(config: TrainConfig) -> None:
     idle = [name for name in ("optim_args", "optim_target_modules") if config.trainer.get(name)]
     if idle:
         raise ConfigError(f"{idle[0]} has no effect with optim {MUON}; remove it")
+
+
+def _note_idle(config: TrainConfig, given: dict) -> None:
     """Report what was given but only another recipe understands."""
     if config.recipe != "trl":
         config.notes += [f"{name} has no effect here: only the trl recipe knows it" for name in config.trl]
