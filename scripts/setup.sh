@@ -13,7 +13,7 @@ import importlib.util, pathlib, sys
 spec = importlib.util.find_spec("ovis25")
 home = pathlib.Path(spec.origin).resolve()
 ours = pathlib.Path(sys.argv[1]).resolve() in home.parents or "site-packages" in home.parts
-needs = ("torch", "transformers", "accelerate", "peft", "safetensors", "av", "rich", "matplotlib", "sklearn", "pytest", "ruff")
+needs = ("torch", "transformers", "accelerate", "peft", "safetensors", "av", "rich", "matplotlib", "sklearn", "pytest", "xdist", "ruff")
 sys.exit(not (ours and all(importlib.util.find_spec(name) for name in needs)))
 PY
 }

@@ -7,4 +7,9 @@ python="$(bash "$root/scripts/setup.sh")"
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+# all of it: a file at a time on each core, one thread each
+if [[ $# -eq 0 ]]; then
+  export OMP_NUM_THREADS=1
+  set -- -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+fi
 exec "$python" -m pytest "$@"

@@ -187,3 +187,11 @@ def test_the_readmes_tables_are_the_commands(capsys):
     assert len(blocks) == 2
     for command, printed in blocks:
         assert plan(capsys, *command.split()).strip() == printed.strip()
+
+
+def test_a_packed_row_holds_many_images(capsys):
+    config = REPOSITORY_ROOT / "src_theo" / "train_config.json"
+    arguments = ["--single_image_max_pixels", 896 * 896, "--per_device_train_batch_size", 1]
+    assert "1 x (8,192 tokens, 3,136 patches, 7,408 learned)" in plan(capsys, config, *arguments)
+    packed = plan(capsys, config, *arguments, "--packing", "true")
+    assert "1 x (8,192 tokens, 31,360 patches, 352 learned)" in packed

@@ -419,6 +419,15 @@ def test_lengths_are_known_without_decoding(strategy, write_config, data_dir, mi
         assert lengths == [batch["input_ids"].shape[1] for batch in batches], "each padded to its own longest"
 
 
+def test_a_batch_is_one_row_where_nothing_else_is_said(write_config):
+    path = write_config(packing=True)
+    settings = json.loads(path.read_text())
+    del settings["per_device_train_batch_size"]
+    path.write_text(json.dumps(settings))
+    assert load_config(path).trainer["per_device_train_batch_size"] == 1
+    assert "per_device_train_batch_size" not in load_config(path, ["--packing", "false"]).trainer
+
+
 def test_settings_that_packing_excludes_or_replaces(write_config):
     with pytest.raises(ConfigError, match="packing and attn_implementation eager exclude each other"):
         load_config(write_config(packing=True, attn_implementation="eager"))

@@ -12,6 +12,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 
 from ovis25.model.fused import rms_norm, rotate, swiglu
 from ovis25.model.loss import LmHead
+from ovis25.model.recompute import keeping_inputs
 
 
 class RMSNorm(Qwen3RMSNorm):
@@ -21,7 +22,7 @@ class RMSNorm(Qwen3RMSNorm):
 
 class MLP(Qwen3MLP):
     def forward(self, x):
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return keeping_inputs(lambda gate, up: self.down_proj(swiglu(gate, up)), self.gate_proj(x), self.up_proj(x))
 
 
 class Attention(Qwen3Attention):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ovis25.constants import IGNORE_INDEX
-from ovis25.model.chunks import in_chunks
+from ovis25.model.recompute import in_chunks
 
 # learned rows whose logits exist at once (1024 x 151936 in float32: 622 MB)
 CHUNK_ROWS = 1024

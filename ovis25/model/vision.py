@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ovis25.model.attention import Segments, segment_attention
 from ovis25.model.config import SiglipNavitConfig
 from ovis25.model.fused import rotate
+from ovis25.model.recompute import keeping_inputs
 
 _ROPE_BASE = 10000.0
 
@@ -141,7 +142,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_ND)))
+        return keeping_inputs(lambda inner: self.fc2(self.activation(inner)), self.fc1(hidden_ND))
 
 
 class EncoderLayer(GradientCheckpointingLayer):

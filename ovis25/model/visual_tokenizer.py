@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ovis25.constants import NUM_INDICATORS
-from ovis25.model.chunks import in_chunks
 from ovis25.model.config import Ovis2_5_Config
+from ovis25.model.recompute import in_chunks
 from ovis25.model.vision import SiglipNavit
 
 # visual tokens whose probabilities exist at once (1024 x 65532 in float32: 268 MB)

@@ -357,9 +357,13 @@ def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float
         shapes = memory.released_config(size)
     else:
         shapes = Ovis2_5_Config.from_pretrained(resolve_checkpoint(resolve_model_path(config.model_path)))
-    patches = min(config.single_image_max_pixels // PATCH_SIZE**2, HIDDEN_STRIDE**2 * config.multimodal_max_length)
+    longest = config.multimodal_max_length
+    patches = min(config.single_image_max_pixels // PATCH_SIZE**2, HIDDEN_STRIDE**2 * longest)
+    if config.packing:
+        # as many images as fit, with their two indicators
+        patches *= max(longest // (patches // HIDDEN_STRIDE**2 + 2), 1)
     samples = _value(config.trainer, "per_device_train_batch_size")
-    workload = memory.Workload(samples, config.multimodal_max_length, patches)
+    workload = memory.Workload(samples, longest, patches)
     choice = memory.Choice(
         config.train_modules, config.freeze_vision_tower, config.freeze_llm,
         config.lora_r, _names(config.lora_target_modules), config.apply_lora_to_vision,

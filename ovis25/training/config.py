@@ -143,6 +143,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
         else:
             raise ConfigError(f"{config_path.name}: {_unknown_key(name)}")
     config = TrainConfig(**own, trainer=trainer, trl=trl, config_dir=str(config_path.parent), notes=notes)
+    if config.packing:
+        # a row is many samples already
+        config.trainer.setdefault("per_device_train_batch_size", 1)
     _check(config, config_path)
     _note_idle(config, own)
     _resolve_paths(config)

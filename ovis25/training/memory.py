@@ -20,9 +20,10 @@ a layer keeps its input, and one layer at a time is whole.
 
 The chunk's peak, the larger of two: a chunk of learned rows' logits in the working format, in float32, their
 log-softmax and gradient; a chunk of visual tokens' logits, their normed form, its gradient and the probabilities' in
-the working format, and probabilities and their gradient in float32. All other rows wait (`ovis25.model.chunks`).
+the working format, and probabilities and their gradient in float32. All other rows wait (`ovis25.model.recompute`).
 
 Not counted: communication buckets, the allocator's fragmentation, temporary buffers, CUDA's own context (about 1 GB).
+6 % of each device are left free for them.
 """
 
 import copy
@@ -43,6 +44,8 @@ from ovis25.training.modules import choose_trained, parse_train_modules
 _UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _FOUR_BITS = 4.127 / 8
 _ADAPTER_BYTES = 4
+# what a plan may fill of a device: CUDA's context, communication buckets and the allocator take their part
+_USABLE = 0.94
 
 
 @dataclass(frozen=True)
@@ -307,7 +310,7 @@ def recommend(estimates: list[Estimate], device_memory: float, only_lora: bool =
     full = () if only_lora else (staged, offloaded)
     order = [(e, ck) for group in full for ck in (False, True) for e in group]
     order += [(e, ck) for e in adapters for ck in (False, True)]
-    return next(((e, ck) for e, ck in order if e.total(ck) <= device_memory), None)
+    return next(((e, ck) for e, ck in order if e.total(ck) <= _USABLE * device_memory), None)
 
 
 def format_bytes(number: float) -> str:
@@ -322,7 +325,8 @@ def render(estimates: list[Estimate], device_memory: float, only_lora: bool = Fa
              "checkpointed", "chunk", "total", "checkpointed", "host", "fits")  # fmt: skip
     rows = [heads]
     for e in estimates:
-        fits = "yes" if e.total(False) <= device_memory else "checkpointed" if e.total(True) <= device_memory else "no"
+        usable = _USABLE * device_memory
+        fits = "yes" if e.total(False) <= usable else "checkpointed" if e.total(True) <= usable else "no"
         parts = (e.weights, e.gradients, e.optimizer, e.activations, e.activations_checkpointed, e.chunk_peak,
                  e.total(False), e.total(True), e.host)  # fmt: skip
         rows.append((e.strategy.name, *(f"{part / unit:.1f}" for part in parts), fits))
