@@ -46,14 +46,14 @@ def padded(kernel: Kernel, size: int) -> Kernel:
 @functools.lru_cache(maxsize=1)
 def _block_mask(segments: Segments, is_causal: bool):
     """Made once for each batch in a model, so it is not timed."""
-    lengths = torch.tensor(segments.lengths, device=segments.device)
-    segment_N = torch.repeat_interleave(torch.arange(len(lengths), device=segments.device), lengths)
+    lengths = segments.offsets.diff()
+    segment_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
     def is_seen(batch, head, row, column):
         same = segment_N[row] == segment_N[column]
         return same & (row >= column) if is_causal else same
 
-    return create_block_mask(is_seen, None, None, len(segment_N), len(segment_N), device=str(segments.device))
+    return create_block_mask(is_seen, None, None, len(segment_N), len(segment_N), device=str(lengths.device))
 
 
 def flex(query, key, value, segments, is_causal):
@@ -71,8 +71,8 @@ def _compiled_flex():
 
 def dense_mask(query, key, value, segments, is_causal):
     """One SDPA call with a mask over everything: what transformers makes of packed rows by itself."""
-    lengths = torch.tensor(segments.lengths, device=segments.device)
-    segment_N = torch.repeat_interleave(torch.arange(len(lengths), device=segments.device), lengths)
+    lengths = segments.offsets.diff()
+    segment_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     mask_NN = segment_N[:, None] == segment_N
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     heads_first = (part.transpose(0, 1)[None] for part in (query, key, value))

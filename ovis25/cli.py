@@ -302,6 +302,9 @@ def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
         results = train(config, dry_run=parsed.dry_run)
         if config.exam and results and is_main_process():
             hold_exam(config.output_dir, parse_source(config.data_path).kinds)
+        if torch.distributed.is_initialized():
+            # its threads must not outlive the interpreter: a process may abort at its very end
+            torch.distributed.destroy_process_group()
         return 0
     except KeyboardInterrupt:
         if is_main_process():

@@ -32,6 +32,8 @@ RECIPES = {
     "trl": ("src_theo/train_launch.sh", "trl", {"recipe": "trl"}),
     "lora": ("src_theo/lora/train_launch_lora.sh", "standard", {"use_lora": True}),
 }
+# every stage and every recipe is tested without these too
+SLOW = {("zero0_cp", "trl"), ("zero2_cp", "trl"), ("zero0_cp", "lora"), ("zero1_cp", "lora")}
 SAME = 1e-4
 TIMEOUT_S = 240
 
@@ -115,8 +117,14 @@ def assert_same_run(got: Path, expected: Path) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "recipe"),
+    [
+        pytest.param(stage, recipe, marks=pytest.mark.slow if (stage, recipe) in SLOW else [])
+        for stage in STAGES
+        for recipe in RECIPES
+    ],
+)
 def test_every_stage_trains_as_one_process_does(stage, recipe, config, single, tmp_path):
     launch(config, recipe, tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
     assert_same_run(tmp_path / "two", single(recipe))
@@ -156,7 +164,7 @@ def test_adapters_in_a_frozen_vision_encoder_are_trained_under_checkpointing(con
 
 @needs_deepspeed
 @needs_compiler
-@pytest.mark.parametrize("stage", ["zero2_offload_cp", "zero3_offload_cp"])
+@pytest.mark.parametrize("stage", [pytest.param("zero2_offload_cp", marks=pytest.mark.slow), "zero3_offload_cp"])
 def test_offloading_changes_nothing(stage, config, single, tmp_path):
     launch(config, "standard", tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
     assert_same_run(tmp_path / "two", single("standard"))

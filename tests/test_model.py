@@ -306,6 +306,7 @@ def test_a_packed_row_is_its_samples(golden, model):
         assert torch.equal(model(**golden.inputs(case)).logits, output.logits)
 
 
+@pytest.mark.slow
 def test_compiled_layers_change_nothing(golden, model):
     """Through AOTAutograd, which is what inductor gets; inductor itself is a matter of benchmarks."""
     rows = [golden.inputs("padded_batch"), packed(golden, ["text_only", "multi_image"])]

@@ -463,7 +463,7 @@ def packed_alone(packed_config):
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=[] if s == "zero3_cp" else pytest.mark.slow) for s in STAGES])
 def test_every_stage_trains_packed_rows_as_one_process_does(stage, packed_config, packed_alone, tmp_path):
     launch(packed_config, "standard", tmp_path / "two", "--deepspeed", ZERO / f"{stage}.json")
     assert_same_run(tmp_path / "two", packed_alone)

@@ -6,6 +6,7 @@ for `train`. Sums of text questions are split as well: what one split asks, no o
 """
 
 import functools
+import importlib
 import json
 import math
 import random
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from ovis25.constants import IMAGE_PLACEHOLDER, THINK_BEGIN, THINK_END, TOOL_CALL_BEGIN, TOOL_CALL_END
 
@@ -109,7 +109,8 @@ def digit_indices(split: str) -> list[int]:
 @functools.cache
 def _digits(split: str) -> list[tuple[Image.Image, int]]:
     """(darkness image with margin, label) of each original of the split."""
-    data = load_digits()
+    # scikit-learn takes a second to import, and only the embedded model's data needs it
+    data = importlib.import_module("sklearn.datasets").load_digits()
     darkness = np.pad((data.images * (255 / 16)).round().astype(np.uint8), ((0, 0), *[(_MARGIN, _MARGIN)] * 2))
     return [(Image.fromarray(darkness[index]), int(data.target[index])) for index in digit_indices(split)]
 
