@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ovis25.paths import REPOSITORY_ROOT, resolve_input
+from ovis25.files import REPOSITORY_ROOT, resolve_input
 from ovis25.training.config import OWN_KEYS, ConfigError, load_config, parse_overrides
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sharded_chunks import LEARNING_RATE, sample
 
 from ovis25 import Ovis2_5
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 
 ZERO = REPOSITORY_ROOT / "scripts" / "zero_configs"
 STAGES = ("zero0_cp", "zero1_cp", "zero2_cp", "zero3_cp")

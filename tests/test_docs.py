@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS
 
 PAGES = [

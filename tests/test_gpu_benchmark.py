@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 
 SCRIPT = REPOSITORY_ROOT / "benchmarks" / "gpu.py"
 SECTIONS = ["checks", "kernels", "train-2b", "lora-9b", "train-9b", "decode"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 
 SRC_THEO = REPOSITORY_ROOT / "src_theo"
 FAST = ["--max_steps", "2", "--eval_steps", "2", "--exam", "false", "--eval_data_path", "tiny:validation:4",

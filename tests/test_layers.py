@@ -11,11 +11,12 @@ PACKAGE = Path(ovis25.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer (a folder, or a file beside them) and the layers it may import. CONTRIBUTING.md explains the table.
-LOWEST = {"constants", "checkpoint", "paths"}
+LOWEST = {"constants", "checkpoint", "files", "text"}
 LAYERS = {
     "constants": set(),
-    "checkpoint": {"constants"},
-    "paths": {"constants"},
+    "text": set(),
+    "files": {"constants", "text"},
+    "checkpoint": {"constants", "files", "text"},
     "processing": LOWEST,
     "model": LOWEST,
     "tools": LOWEST,

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 from ovis25 import Ovis2_5
 from ovis25.cli import main
+from ovis25.files import REPOSITORY_ROOT
 from ovis25.model.adapter import AdapterSettings, add_adapter
-from ovis25.paths import REPOSITORY_ROOT
 from ovis25.training import memory
 from ovis25.training.memory import FLOAT32, MIXED, STRATEGIES, Choice, Workload
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 
 LAUNCHER = ["bash", str(REPOSITORY_ROOT / "src_theo" / "train_launch.sh")]
 TIMEOUT_S = 240

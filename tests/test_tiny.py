@@ -8,7 +8,7 @@ import pytest
 
 from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.data import ConversationDataset
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 from ovis25.tiny import strips
 from ovis25.tiny.build import TINY_LIMITS, TINY_NAME, build_tiny, resolve_model_path
 from ovis25.tiny.exam import iou, is_correct, parse_box, run_exam

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from ovis25 import Ovis2_5, Ovis2_5Processor, Ovis25Inference
 from ovis25.data import ConversationDataset, DataError
 from ovis25.data.collator import Collator
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 from ovis25.training.checkpoints import find_checkpoints
 from ovis25.training.config import ConfigError, load_config
 from ovis25.training.run import train

@@ -10,7 +10,7 @@ import pytest
 
 from ovis25.data import ConversationDataset, DataError
 from ovis25.data.datainfo import CAPTION_PROMPT, read_datainfo, resolve_source, split_source
-from ovis25.paths import REPOSITORY_ROOT
+from ovis25.files import REPOSITORY_ROOT
 
 SCRIPT = REPOSITORY_ROOT / "scripts" / "run_ovis2_5_sft.sh"
 SAMPLES = REPOSITORY_ROOT / "src_theo" / "sample_data"

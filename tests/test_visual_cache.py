@@ -17,8 +17,8 @@ from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.data import Collator, ConversationDataset, DataError
 from ovis25.data.visual_cache import CachedVisuals, VisualCache, content_digest
 from ovis25.data.visual_inputs import SampleKeys
+from ovis25.files import REPOSITORY_ROOT
 from ovis25.model.visual_tokenizer import VisualTokenizer
-from ovis25.paths import REPOSITORY_ROOT
 from ovis25.training import visual_pass
 from ovis25.training.config import ConfigError, load_config
 from ovis25.training.run import train

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ovis25.data.schema import SampleError, ToolImage, parse_sample
 from ovis25.data.source import DataError, read_rows
-from ovis25.paths import read_json_object, resolve_input
+from ovis25.files import read_json_object, resolve_input
 
 PREFIX = "datainfo:"
 CAPTION_PROMPT = "<image>\nDescribe the image."

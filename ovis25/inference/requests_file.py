@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ovis25.files import resolve_input
 from ovis25.inference.engine import Ovis25Inference, Prompt, RequestError, as_request, is_field
 from ovis25.inference.reply import Reply
-from ovis25.paths import resolve_input
 
 
 def reply_record(reply: Reply) -> dict:

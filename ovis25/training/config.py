@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
 from ovis25.data import datainfo
-from ovis25.paths import REPOSITORY_ROOT, read_json_object, resolve_input
+from ovis25.files import REPOSITORY_ROOT, read_json_object, resolve_input
 from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import trl_keys
 from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
