@@ -71,8 +71,9 @@ def _model(place: Place, kind: str = "model") -> None:
     """A small trained folder, made once; `adapter` is one too."""
     if not (place.work / kind).is_dir():
         lora = " --use_lora true" if kind == "adapter" else ""
-        command = f"ovis25 train src_theo/train_config_tiny.json --max_steps 1 --exam false --output_dir '{place.work / kind}'"
-        place.type_in(command + lora, place.clone)
+        config = "src_theo/train_config_tiny.json"
+        command = f"ovis25 train {config} --max_steps 1 --exam false --output_dir '{place.work / kind}'{lora}"
+        place.type_in(command, place.clone)
 
 
 def _damaged(damage: Callable[[Path], None]) -> Callable[[Place], None]:
@@ -97,6 +98,17 @@ def _cut(path: Path) -> None:
 
 def _pointer(path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5000000\n")
+
+
+def _without_vocabulary(folder: Path) -> None:
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _requests(place: Place) -> None:
+    _model(place)
+    lines = ('{"prompt": "Hi"}', '{"prompt": "Hi", "image": 5}', "no JSON", '{"prompt": null}')
+    _file("requests.jsonl", "\n".join(lines))(place)
 
 
 def _data(changes: str, *rows, says: str, **fields) -> WrongUse:
@@ -180,8 +192,8 @@ DATA = (
 
 FOLDERS = (
     WrongUse(
-        "model: no vocabulary", _INFER.replace("model", "work") + "/damaged --prompt Hello", "vocab.json|tokenizer",
-        _damaged(lambda folder: [(folder / name).unlink(missing_ok=True) for name in ("vocab.json", "merges.txt", "tokenizer.json")]),
+        "model: no vocabulary", "ovis25 infer {work}/damaged --prompt Hello", "vocab.json|tokenizer",
+        _damaged(_without_vocabulary),
     ),
     WrongUse(
         "model: cut weights", "ovis25 infer {work}/damaged --prompt Hello", "model.safetensors",
@@ -216,15 +228,12 @@ ASKING = (
     WrongUse("infer: an option out of range", _INFER + " --prompt Hi --top_p 2", "top_p", _model),
     WrongUse("infer: no such tool", _INFER + " --prompt Hi --tools Corp", "Corp", _model),
     WrongUse("infer: no such model", "ovis25 infer nowhere --prompt Hi", "nowhere"),
-    WrongUse("infer: no requests file", _INFER + " --requests nowhere.jsonl --output {work}/o.jsonl", "nowhere.jsonl", _model),
+    WrongUse(
+        "infer: no requests file", _INFER + " --requests nowhere.jsonl --output {work}/o.jsonl", "nowhere.jsonl", _model
+    ),
     WrongUse(
         "infer: bad lines among good ones", _INFER + " --requests {work}/requests.jsonl --output {work}/replies.jsonl",
-        "1 answered, 3 failed",
-        lambda place: (
-            _model(place),
-            _file("requests.jsonl", '{"prompt": "Hi"}\n{"prompt": "Hi", "image": 5}\nno JSON\n{"prompt": null}\n')(place),
-        ),
-        codes=(1,), is_short=True,
+        "1 answered, 3 failed", _requests, codes=(1,), is_short=True,
     ),
     WrongUse(
         "chat: a missing picture, then a question", "ovis25 chat {model} --max_new_tokens 4", "nowhere.png", _model,
@@ -246,7 +255,9 @@ RUNS = (
         "ovis25 train src_theo/train_config_tiny.json --output_dir {work}/twice --max_steps 2 --exam false",
         "max_steps: 1 there, 2 now",
     ),
-    WrongUse("a released name without the hub", "HF_HUB_OFFLINE=1 ovis25 infer AIDC-AI/Ovis2.5-2B --prompt Hi", "hf download"),
+    WrongUse(
+        "a released name without the hub", "HF_HUB_OFFLINE=1 ovis25 infer AIDC-AI/Ovis2.5-2B --prompt Hi", "hf download"
+    ),
 )  # fmt: skip
 
 WRONG_USES = (*LAUNCHER, *SETTINGS, *DATA, *FOLDERS, *ASKING, *RUNS)
