@@ -1,5 +1,6 @@
 """What the documentation names exists and runs."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -50,6 +51,29 @@ def test_the_readmes_exam_is_of_the_shipped_settings():
     config = json.loads(page("src_theo/train_config_tiny.json"))
     steps = int(config["data_path"].split(":")[2]) // config["per_device_train_batch_size"]
     assert f"all {steps} steps are done" in page("README.md")
+
+
+@pytest.fixture(scope="module")
+def zero_guide():
+    """scripts/zero_guide.py as a module."""
+    spec = importlib.util.spec_from_file_location("zero_guide", REPOSITORY_ROOT / "scripts" / "zero_guide.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_guide_to_zero_stages_holds_the_planners_figures(zero_guide):
+    block = zero_guide.guide()
+    for name in zero_guide.PAGES:
+        assert zero_guide.with_guide(page(name), block) == page(name), "run python scripts/zero_guide.py"
+    files = set(re.findall(r"`(zero\w+\.json)`", block))
+    assert files == {path.name for path in (REPOSITORY_ROOT / "scripts" / "zero_configs").iterdir()}
+
+
+def test_the_guide_says_which_stages_the_configs_hold(zero_guide):
+    for name, stage in (("train_config.json", "ZeRO-2 for the 9B"), ("train_config_2b.json", "ZeRO-1")):
+        config = json.loads(page(f"src_theo/{name}"))
+        assert f"zero{stage[5]}_cp.json" in config["deepspeed"] and f"`{name}`" in zero_guide.guide()
 
 
 @pytest.mark.parametrize("name", ["loader.py", "optimizers.py", "preprocess.py", "train_step.py"])

@@ -119,7 +119,7 @@ def test_a_model_out_of_reach_says_so_and_points_to_the_tiny_one(tmp_path):
         HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     assert result.returncode == 2
-    assert "AIDC-AI/Ovis2.5-2B is no folder here and could not be fetched from the hub" in result.stderr
+    assert "AIDC-AI/Ovis2.5-9B is no folder here and could not be fetched from the hub" in result.stderr
     assert str(tmp_path / "cache") in result.stderr
     assert "train_config_tiny.json" in result.stderr
     assert "Traceback" not in result.stderr
