@@ -106,7 +106,7 @@ def guide() -> str:
     ]
     rule = [
         "Take the first that fits: a later one shares more, and sends no less. `train_config.json` holds ZeRO-2 for",
-        "the 9B, `train_config_2b.json` ZeRO-1. The planner would rather do without gradient checkpointing; it chooses:",
+        "the 9B, `train_config_2b.json` ZeRO-1. The planner prefers to do without gradient checkpointing; it chooses:",
     ]
     return "\n".join([BEGIN, *intro, "", *table(), "", *rule, "", *advice(), END])
 
