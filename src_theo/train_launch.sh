@@ -19,9 +19,9 @@ several machines: the same command on each, with these variables (docs/several_m
   MASTER_PORT  a free port of machine 0 (default: 29500)
 
 examples:
-  bash train_launch.sh train_config_tiny.json 1
-  bash train_launch.sh train_config.json 4 standard --learning_rate 1e-5 --output_dir output/mine
-  NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash train_launch.sh train_config.json 8
+  ./train_launch.sh ./train_config_tiny.json 1
+  ./train_launch.sh ./train_config.json 4 standard --learning_rate 1e-5 --output_dir output/mine
+  NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 ./train_launch.sh ./train_config.json 8
 TEXT
 }
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from ovis25.cli import main
 from ovis25.files import REPOSITORY_ROOT
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS
 
@@ -81,3 +82,24 @@ def test_a_benchmark_explains_itself(name):
     command = [sys.executable, str(REPOSITORY_ROOT / "benchmarks" / name), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and "usage" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "merge", "infer", "chat"])
+def test_the_help_of_a_command_names_defaults_and_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and "example" in text and "(default: " in text
+
+
+def test_the_help_of_training_names_every_keys_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    lines = dict(re.findall(r"^  (\w+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert set(OWN_KEYS) <= set(lines)
+    without = {name for name in OWN_KEYS if "default" not in lines[name]}
+    # those that have none: they must be given, or there is nothing without them
+    assert without == {"model_path", "data_path", "eval_data_path", "attn_implementation", "lora_modules_to_save"}
+    shown = {name: lines[name].rpartition("(default: ")[2].rstrip(")") for name in ("logging_steps", "learning_rate")}
+    assert shown == {"logging_steps": "10", "learning_rate": "5e-05"}
+    assert all(f"(default: {OWN_KEYS[name].default})" in lines[name] for name in ("lora_r", "max_frames", "recipe"))

@@ -10,8 +10,8 @@ usage: train_launch_lora.sh CONFIG [NUM] [standard|trl] [--key value ...]
   as train_launch.sh, with a LoRA adapter in place of full fine-tuning
 
 examples:
-  bash train_launch_lora.sh train_config_lora.json 1
-  bash train_launch_lora.sh train_config_lora.json 1 --model_path tiny --data_path tiny:train:64
+  ./train_launch_lora.sh ./train_config_lora.json 1
+  ./train_launch_lora.sh ./train_config_lora.json 1 --model_path tiny --max_steps 2
 TEXT
   exit 0
 fi
