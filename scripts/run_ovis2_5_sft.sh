@@ -31,7 +31,7 @@ fail() {
   exit 2
 }
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 
 [[ "${1:-}" == "-h" || "${1:-}" == "--help" ]] && { usage; exit 0; }
 [[ $# -eq 0 || "$1" == --* ]] || fail "unexpected argument '$1': this script takes flags only (train_launch.sh takes a config)"

@@ -4,7 +4,7 @@
 #
 #   PYTHON=$(bash scripts/setup.sh)
 set -euo pipefail
-root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 
 # ready PYTHON: it has this clone's ovis25 (or an installed one) and what that needs, found without importing

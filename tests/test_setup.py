@@ -33,7 +33,7 @@ def clone(tmp_path) -> Path:
     return folder
 
 
-def set_up(script: Path, shims: dict[str, str], folder: Path, **env) -> subprocess.CompletedProcess:
+def set_up(script: Path, shims: dict[str, str], folder: Path, cwd=None, **env) -> subprocess.CompletedProcess:
     """Run it with these commands as the only Pythons."""
     shim_dir = folder / "shims"
     shim_dir.mkdir()
@@ -44,7 +44,7 @@ def set_up(script: Path, shims: dict[str, str], folder: Path, **env) -> subproce
         (shim_dir / name).chmod(0o755)
     variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     variables |= {"PATH": str(shim_dir), **env}
-    return subprocess.run(["bash", str(script)], env=variables, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", str(script)], cwd=cwd, env=variables, capture_output=True, text=True, timeout=60)
 
 
 ALL_BROKEN = dict.fromkeys(("python3.12", "python3.11", "python3"), BROKEN_SHIM)
@@ -91,3 +91,14 @@ def test_an_environment_that_cannot_be_made_is_told_with_the_cure(clone, tmp_pat
     result = set_up(clone / "scripts" / "setup.sh", {"python3": no_venv}, tmp_path)
     assert result.returncode == 1 and not result.stdout
     assert "ensurepip is not available" in result.stderr and "apt install python3-venv" in result.stderr
+
+
+def test_a_search_path_for_folders_leads_no_script_astray(clone, tmp_path):
+    (tmp_path / "elsewhere" / "scripts").mkdir(parents=True)
+    result = set_up(Path("scripts/setup.sh"), {"python3": WORKING}, tmp_path, cwd=clone, CDPATH=f"{tmp_path}/elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{clone}/.venv/bin/python\n"
+    scripts = [*REPOSITORY_ROOT.glob("scripts/*.sh"), *REPOSITORY_ROOT.glob("src_theo/**/*.sh")]
+    assert len(scripts) >= 5
+    for script in scripts:
+        assert 'CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")' in script.read_text(encoding="utf-8"), script

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains a LoRA adapter as a config says, on one or several devices. Arguments as train_launch.sh has them.
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 
 if [[ "${1:-}" == "-h" || "${1:-}" == "--help" ]]; then
   cat <<'TEXT'
