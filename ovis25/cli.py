@@ -398,6 +398,9 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        if not torch.accelerator.is_available():
+            # so that DeepSpeed, which PEFT imports, does not warn that it found no GPU
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # accelerate would warn that DeepSpeed's accumulation, which is the config's, wins
         logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
         if is_main_process():
