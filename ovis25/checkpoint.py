@@ -52,7 +52,7 @@ def resolve_checkpoint(name_or_path: str | Path, marker: str = "config.json", **
             f"{name} is no folder here and could not be fetched from the hub ({type(error).__name__}). "
             f"Searched the cache {cache}. Either connect to the hub once "
             f"(hf download {name}), or give the path of a downloaded folder, or try the framework without any "
-            "download: bash src_theo/train_launch.sh src_theo/train_config_tiny.json 1"
+            "download: src_theo/train_launch.sh src_theo/train_config_tiny.json 1"
         ) from error
 
 

@@ -1,15 +1,17 @@
 """The command line: `ovis25 COMMAND`; the scripts in `src_theo/` call the same functions."""
 
 import argparse
+import dataclasses
 import json
+import logging
 import os
 import sys
-import textwrap
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from ovis25 import __version__
@@ -24,12 +26,13 @@ from ovis25.tiny.strips import KINDS, parse_source
 from ovis25.tools import BUILT_IN, toolbox
 from ovis25.training import build, memory
 from ovis25.training.build import is_main_process
-from ovis25.training.config import OWN_KEYS, ConfigError, TrainConfig, load_config
+from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig, load_config
 from ovis25.training.run import train
 
 # what the user can mend: shown as one message, without a stack
 _USER_ERRORS = (ConfigError, DataError, FileNotFoundError, FloatingPointError)
 _EXAM_BATCH = 64
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             help="fine-tune a checkpoint",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             description=_TRAIN_DESCRIPTION,
-            epilog=_train_help(),
+            epilog=_train_help("ovis25 train"),
         )
     )
     _add_plan_arguments(commands.add_parser("plan", help="memory of every way to train, per device", **_PLAN_TEXTS))
@@ -71,7 +74,7 @@ def train_main(arguments: list[str] | None = None, **fixed) -> int:
         prog=Path(sys.argv[0]).name,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_TRAIN_DESCRIPTION,
-        epilog=_train_help(),
+        epilog=_train_help(f"python {Path(sys.argv[0]).name}"),
     )
     _add_train_arguments(parser)
     parsed, overrides = parser.parse_known_args(arguments)
@@ -88,7 +91,8 @@ def merge_main(arguments: list[str] | None = None) -> int:
 _MERGE_TEXTS = {
     "formatter_class": argparse.RawDescriptionHelpFormatter,
     "description": "Merge a LoRA adapter into its base, check the result, and write a folder like a released one.",
-    "epilog": "example:\n  merge_lora_adapters.py --adapter_path output/ovis2_5_lora --output_path output/merged",
+    "epilog": "example, in src_theo/lora/:\n"
+    "  python merge_lora_adapters.py --adapter_path output/ovis2_5_lora --output_path output/merged",
 }
 
 
@@ -96,7 +100,7 @@ def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter_path", required=True, metavar="A", help="the adapter's folder")
     parser.add_argument("--output_path", required=True, metavar="B", help="the merged folder; must not exist yet")
     parser.add_argument("--base", help="the base model, where the adapter's own name for it does not lead there")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the merged weights")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the merged weights (default: the base's)")
 
 
 def _run_merge(parsed: argparse.Namespace) -> int:
@@ -125,6 +129,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, default=1, help="GPUs in all (default: 1)")
     parser.add_argument("--device-memory", default="80GB", help="of each, like 80GB or 24GiB (default: 80GB)")
     parser.add_argument("--float32", action="store_true", help="train in float32 instead of bfloat16")
+    parser.usage = "%(prog)s CONFIG [--devices N] [--device-memory AMOUNT] [--float32] [--key value ...]"
 
 
 def _run_plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
@@ -145,7 +150,8 @@ def _run_plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
 _INFER_TEXTS = {
     "formatter_class": argparse.RawDescriptionHelpFormatter,
     "description": "Ask a model. The answer goes to the standard output, thinking and tool calls to the standard\n"
-    "error. Generation arguments of transformers are options too: --temperature 0 --top_p 0.9.\n"
+    "error. Generation arguments of transformers are options too: --temperature 0 --top_p 0.9; and the\n"
+    "engine's: --max_new_tokens N (default: 1024), --max_pixels N, --num_frames N (default: as trained).\n"
     "With --requests, a file of requests (JSON Lines: prompt, image, images, video, enable_thinking, ...) is\n"
     "answered in batches; the same command goes on where it stopped.",
     "epilog": "examples:\n"
@@ -164,12 +170,17 @@ def _add_infer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="the question")
     parser.add_argument("--image", action="append", default=[], help="a file or address; may be repeated")
     parser.add_argument("--video", help="a file")
-    parser.add_argument("--ground", choices=list(GROUNDING_PROMPTS), help="ask where it is")
+    parser.add_argument("--ground", choices=list(GROUNDING_PROMPTS), help="ask where it is, in the one --image")
     parser.add_argument("--draw", metavar="PNG", help="with --ground: write the picture with what was found")
     parser.add_argument("--json", action="store_true", help="print the whole reply as one JSON object")
     parser.add_argument("--requests", metavar="JSONL", help="a file of requests instead of --prompt")
     parser.add_argument("--output", metavar="JSONL", help="with --requests: where the replies go")
-    parser.add_argument("--batch_size", type=int, default=8, help="with --requests (default: 8)")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=8,
+        help="with --requests: so many at once, at least 1 (default: 8)",
+    )
 
 
 def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,12 +190,12 @@ def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, an adapter's folder, a hub name, or tiny")
     parser.add_argument("--think", action="store_true", help="think before answering")
-    parser.add_argument("--budget", type=int, metavar="N", help="end the thinking after N tokens (implies --think)")
+    parser.add_argument("--budget", type=int, metavar="N", help="end the thinking after N tokens; implies --think")
     parser.add_argument("--tools", nargs="*", metavar="NAME", help=f"tools it may call, of {', '.join(BUILT_IN)}")
-    parser.add_argument("--system", help="a system prompt")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument("--system", help="a system prompt (default: none)")
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable (default: none)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: the GPU where there is one)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights in memory")
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: bfloat16, on a CPU float32)")
 
 
 def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
@@ -277,21 +288,60 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s CONFIG [--dry-run] [--key value ...]"
 
 
-def _train_help() -> str:
-    keys = "\n".join(f"  {name:<26} {field.metadata['help']}" for name, field in OWN_KEYS.items())
+# of TrainingArguments, those that most runs set; None: chosen for the run, as the text says
+_TRAINER_HELP = {
+    "num_train_epochs": "passes over the data",
+    "max_steps": "optimizer steps, in place of epochs; -1: as many as the epochs have",
+    "per_device_train_batch_size": "samples a device takes at a time (with packing: rows, 1 by default)",
+    "gradient_accumulation_steps": "such batches for one optimizer step",
+    "learning_rate": "the highest, for what train_modules gives none of its own",
+    "lr_scheduler_type": "linear, cosine, constant_with_warmup, ...",
+    "warmup_steps": "steps to warm up; below 1 a share of the run",
+    "weight_decay": "not for norms and biases",
+    "max_grad_norm": "gradients are clipped to this norm",
+    "gradient_checkpointing": "a third more computing for much less memory (default: false)",
+    "bf16": "mixed precision in bfloat16 (default: where the device has it)",
+    "deepspeed": "a ZeRO config of scripts/zero_configs/, or null (default: null)",
+    "eval_steps": "steps between evaluations (default: a tenth of the run, with an evaluation set)",
+    "save_steps": "steps between checkpoints (default: as eval_steps, without evaluation set a quarter of the run)",
+    "save_total_limit": "checkpoints that are kept",
+    "logging_steps": "steps between progress lines",
+    "dataloader_num_workers": "processes that read samples (default: at most 8, by the cores of the machine)",
+    "seed": "of weights that are made anew, order of samples, dropout",
+}
+
+
+def _train_help(program: str) -> str:
+    own = {name: f"{field.metadata['help']}{_default(field)}" for name, field in OWN_KEYS.items()}
+    trainer = {
+        name: f"{text}{'' if 'default:' in text else f' (default: {_as_json(build.default_of(name))})'}"
+        for name, text in _TRAINER_HELP.items()
+        # newer transformers renamed one; the old name is understood
+        if name in TRAINER_KEYS or name == "gradient_checkpointing"
+    }
     return (
-        textwrap.dedent(
-            """\
-        any setting of the config can be overridden: --key value
-
-        example:
-          python train_theo.py train_config_tiny.json --max_steps 20 --output_dir output/try
-
-        own settings (every name of transformers' TrainingArguments is a setting too):
-        """
-        )
-        + keys
+        "any setting of the config can be overridden: --key value\n\n"
+        f"example:\n  {program} train_config_tiny.json --max_steps 20 --output_dir output/try\n\n"
+        f"own settings:\n{_listed(own)}\n\n"
+        f"every name of transformers' TrainingArguments is a setting too, above all:\n{_listed(trainer)}"
     )
+
+
+def _listed(texts: dict[str, str]) -> str:
+    width = max(map(len, texts))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())
+
+
+def _as_json(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
+
+
+def _default(setting: dataclasses.Field) -> str:
+    """` (default: ...)`, where the setting has one and its help does not say it already."""
+    value = setting.default
+    if value is None or value == "" or "default" in setting.metadata["help"]:
+        return ""
+    return f" (default: {_as_json(value)})"
 
 
 def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
@@ -348,6 +398,14 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        if not torch.accelerator.is_available():
+            # so that DeepSpeed, which PEFT imports, does not warn that it found no GPU
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # accelerate would warn that DeepSpeed's accumulation, which is the config's, wins
+        logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
+        if is_main_process():
+            # a download takes long: its bars stay
+            enable_progress_bars()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The parts of a run, each built from the config by one function."""
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import socket
 import sys
@@ -24,7 +26,7 @@ from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training import memory
 from ovis25.training.config import LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.cost import cost_weights
-from ovis25.training.extensions import remove_stale_locks
+from ovis25.training.extensions import is_first_start, remove_stale_locks
 from ovis25.training.modules import parse_train_modules
 from ovis25.training.plan import Steps, count_steps
 
@@ -41,10 +43,17 @@ _DEFAULTS = {
     "ddp_find_unused_parameters": False,
     # our own progress line instead
     "disable_tqdm": True,
+    # transformers would let every process but the first warn of what is as it should be
+    "log_level_replica": "error",
 }
 _TRL_DEFAULTS_DIFFER = [
     name for name in ("learning_rate", "gradient_checkpointing", "activation_checkpointing") if name in TRAINER_KEYS
 ]
+
+
+def default_of(name: str):
+    """What a key of TrainingArguments is where the config is silent."""
+    return _DEFAULTS.get(name, TRAINER_KEYS[name].default)
 
 
 def is_main_process() -> bool:
@@ -156,9 +165,8 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
         with torch.device("meta"):
             return Ovis2_5(Ovis2_5_Config.from_pretrained(folder))
     arguments = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
-    if is_deepspeed_zero3_enabled():
-        # the model is made in shards, which asks DeepSpeed how many ranks there are
-        importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
+    if config.trainer.get("deepspeed"):
+        _start_deepspeed()
     if config.qlora and config.use_lora:
         arguments["quantization_config"] = _four_bits(dtype)
     try:
@@ -292,6 +300,14 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
         # transformers checks the name only while it makes the arguments; OvisTraining makes the optimizer
         arguments.optim = MUON
     return arguments
+
+
+def _start_deepspeed() -> None:
+    """Its process group, which building a model in shards needs, without its line on every process of what it built."""
+    if not torch.cuda.is_available() and is_first_start() and is_main_process():
+        print("DeepSpeed compiles its parts for the CPU, once; about a minute ...", file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
 
 
 def _be_the_only_process() -> None:

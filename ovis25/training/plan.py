@@ -64,6 +64,14 @@ class Plan:
     visual_cache: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    def mark_estimates(self, note: str | None) -> None:
+        """With a note that says why, every count of text tokens becomes "about"."""
+        if note:
+            self.notes.append(note)
+            for data in (self.data, self.eval_data):
+                if data:
+                    data["is_estimate"] = True
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -130,8 +138,10 @@ def _describe_data(data: dict, packing: dict | None = None) -> str:
 
 
 def _describe_packing(packing: dict, data: dict) -> str:
+    about = "about " if data["is_estimate"] else ""
     return (
-        f"{data['num_samples']:,} samples in {packing['num_rows']:,} rows of up to {packing['capacity']:,} tokens, "
+        f"{data['num_samples']:,} samples in {about}{packing['num_rows']:,} rows of up to "
+        f"{packing['capacity']:,} tokens, "
         f"fill {100 * packing['fill']:.1f} %, cost spread {100 * packing['cost_spread']:.1f} %"
     )
 

@@ -13,13 +13,10 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from ovis25.checkpoint import resolve_checkpoint
-from ovis25.data import ConversationDataset
+from ovis25.data import ConversationDataset, DataError
 from ovis25.data.collator import Collator, PackedCollator
 from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5
-from ovis25.processing import Ovis2_5Processor
-from ovis25.tiny.build import resolve_model_path
 from ovis25.training import build, checkpoints, muon, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import MUON, TrainConfig
@@ -31,6 +28,7 @@ from ovis25.training.modules import (
     parse_train_modules,
 )
 from ovis25.training.plan import Plan, optimizer_groups
+from ovis25.training.released import Base, find_base
 from ovis25.training.report import draw_curves
 from ovis25.training.trainer import OvisTrainer, OvisTraining
 
@@ -75,10 +73,10 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
             return finished
 
     # 2. the data, checked and counted by the processor alone
-    folder = resolve_checkpoint(resolve_model_path(config.model_path))
-    processor = Ovis2_5Processor.from_pretrained(folder)
+    base = find_base(config.model_path, dry_run)
+    folder, processor = base.folder, base.processor
     processor.limits = build.visual_limits(config)
-    data = load_data(config, processor)
+    data = load_data(config, base)
     if config.packing:
         data.pack(config, folder)
 
@@ -103,6 +101,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
         visual_pass.check_frozen(chosen)
     plan = make_plan(config, data, steps, precision, arguments, model)
     if dry_run:
+        plan.mark_estimates(base.note)
         groups = parameter_groups(model, chosen, set(), arguments.learning_rate, arguments.weight_decay)
         plan.optimizer_groups = optimizer_groups(groups)
         say(plan.render())
@@ -157,9 +156,15 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def load_data(config: TrainConfig, processor: Ovis2_5Processor) -> Datasets:
-    train_set = build.build_dataset(config, "data_path", processor)
-    evaluation = build.build_dataset(config, "eval_data_path", processor) if config.eval_data_path else None
+def load_data(config: TrainConfig, base: Base) -> Datasets:
+    try:
+        train_set = build.build_dataset(config, "data_path", base.processor)
+        evaluation = build.build_dataset(config, "eval_data_path", base.processor) if config.eval_data_path else None
+    except DataError as error:
+        # a text may be too long by an estimate alone
+        if base.note:
+            raise DataError(f"{error}\nnote: {base.note}") from error
+        raise
     for dataset in (train_set, evaluation):
         if dataset is not None:
             # pictures that break while decoding are listed with those that were left out before
