@@ -63,8 +63,9 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     Raises:
         ConfigError, DataError, FileNotFoundError: what the user can mend; the message says how.
     """
-    # 1. is there anything to do?
-    wish = config.trainer.get("resume_from_checkpoint")
+    # 1. can it work, and is there anything to do?
+    build.check_before_loading(config)
+    wish = config.value("resume_from_checkpoint")
     if not dry_run and config.overwrite_output_dir and build.is_main_process():
         checkpoints.delete_run(config.output_dir)
     if not config.overwrite_output_dir and not wish:
@@ -254,7 +255,8 @@ def load_ended(trainer: OvisTraining, checkpoint: Path) -> None:
     say(f"{checkpoint.name} is the end of this run; only the final folder is missing")
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     trainer._load_callback_state()
-    trainer._load_from_checkpoint(trainer.state.best_model_checkpoint or str(checkpoint))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))
 
 
 def save_final(trainer: OvisTraining) -> None:
