@@ -122,6 +122,17 @@ def visual_limits(config: TrainConfig) -> VisualLimits:
         raise ConfigError(str(error)) from error
 
 
+def check_vocabulary(config: TrainConfig, processor: Ovis2_5Processor) -> None:
+    """Tokens that a setting names are known to the tokenizer.
+
+    Raises:
+        ConfigError: eos_token is not.
+    """
+    token = config.trl.get("eos_token") if config.recipe == "trl" else None
+    if token and token not in processor.tokenizer.get_vocab():
+        raise ConfigError(f"eos_token is {token!r}, which the tokenizer does not have; leave it out for its own")
+
+
 def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
     """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's."""
     source = getattr(config, key)
@@ -387,7 +398,7 @@ def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float
         f"a micro-batch of {samples} x ({workload.num_tokens:,} tokens, {patches:,} patches, "
         f"{workload.num_learned // samples:,} learned) in {'float32' if float32 else 'bfloat16'}\n"
     )
-    optimizer = config.trainer.get("optim")
+    optimizer = config.value("optim")
     if optimizer and not optimizer.startswith("adamw_torch"):
         heading += f"the optimizer's column is AdamW's, not that of optim {optimizer} (see docs/benchmarks.md)\n"
     return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"

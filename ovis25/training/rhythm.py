@@ -122,6 +122,8 @@ def _decide_on_best(given: dict, rhythm: Rhythm) -> None:
     """Load the best checkpoint at the end where there is one for every evaluation that may be the best."""
     chosen = {**rhythm.values, **given}
     reason, keys = _why_no_best(chosen)
+    if given.get("save_only_model") and (given.get("deepspeed") or given.get("fsdp")):
+        reason, keys = "a sharded model is not loaded back from save_only_model", ("save_only_model",)
     wish = given.get("load_best_model_at_end")
     if reason and wish:
         named = [f"{key} {_plain(chosen[key])}" for key in keys if key in given]

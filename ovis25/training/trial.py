@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's schedule, tried on a stand-in: nobody checks their arguments before they run."""
+"""The optimizer and the learning rate's schedule, tried on a stand-in: who else checks their arguments?"""
 
 import math
 

@@ -28,6 +28,12 @@ _WITHOUT_ARGUMENTS = ("constant", "constant_with_warmup")
 _WITH_TARGETS = ("galore", "apollo")
 _WITHOUT_OPTIM_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor",
                        "lomo", "adalomo")  # fmt: skip
+# a DeepSpeed config's names for settings of ours
+_SAME_IN_DEEPSPEED = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+}
 _KNOWN_OPTIM_ARGS = {
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
     "adagrad": ("lr_decay", "weight_decay", "eps"),
@@ -121,8 +127,6 @@ def _check_sharding(config: TrainConfig) -> None:
                 raise ConfigError(f"fsdp has {_not_among(word, known)}")
     if isinstance(config.trainer.get("accelerator_config"), dict):
         _check_accelerator(config.trainer["accelerator_config"])
-    if isinstance(deepspeed, dict):
-        check_deepspeed(deepspeed, "deepspeed")
 
 
 def _check_accelerator(values: dict) -> None:
@@ -134,8 +138,8 @@ def _check_accelerator(values: dict) -> None:
             raise ConfigError(f"accelerator_config: {name} is {shorten(value)}, but it must be bool")
 
 
-def check_deepspeed(values: dict, where: str) -> None:
-    """A DeepSpeed config must say which stage it is; `where` begins the message.
+def check_deepspeed(config: TrainConfig, values: dict, where: str) -> None:
+    """A DeepSpeed config must say which stage it is, and agree with the settings; `where` begins the message.
 
     Raises:
         ConfigError: it does not.
@@ -147,6 +151,12 @@ def check_deepspeed(values: dict, where: str) -> None:
             f"{where} has zero_optimization {shorten(zero)}; it must be an object with a stage of 0, 1, 2 or 3, as in "
             "scripts/zero_configs/zero2_cp.json"
         )
+    for there, here in _SAME_IN_DEEPSPEED.items():
+        value = values.get(there, "auto")
+        if value not in ("auto", config.value(here)):
+            raise ConfigError(
+                f'{where} has {there} {shorten(value)}, but {here} is {config.value(here)}; write "auto" there'
+            )
 
 
 def _check_schedule(config: TrainConfig) -> None:

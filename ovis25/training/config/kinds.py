@@ -97,7 +97,8 @@ class Kind:
         if number in self.also:
             return number
         if not self._is_inside(number):
-            raise ConfigError(f"{name} is {shorten(value)}; it must be {self.range_text()}{self.cure}")
+            finite = "" if isinstance(number, int) or math.isfinite(number) else "finite, and "
+            raise ConfigError(f"{name} is {shorten(value)}; it must be {finite}{self.range_text()}{self.cure}")
         if self.is_share and number > 1 and number != int(number):
             raise ConfigError(
                 f"{name} is {value}; it must be a whole number of steps, or below 1 a share of them{self.cure}"
@@ -122,7 +123,7 @@ class Kind:
             )
             if bound is not None
         ]  # fmt: skip
-        text = " and ".join(bounds) or "a finite number"
+        text = " and ".join(bounds) or "a number"
         return ", or ".join([*map(str, self.also), text])
 
     def _refuse_type(self, name: str, value):

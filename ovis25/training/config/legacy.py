@@ -5,7 +5,9 @@ import dataclasses
 from transformers import TrainingArguments
 
 from ovis25.text import shorten
+from ovis25.training.config.kinds import Kind
 
+_SWITCH = Kind((bool,))
 _TRANSFORMERS_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 RENAMED = {
@@ -81,8 +83,11 @@ def translate(values: dict) -> tuple[dict, list[str], dict[str, str]]:
     written_as: dict[str, str] = {}
     for name, value in values.items():
         if name == "group_by_length":
+            if value is None:
+                continue
             notes.append("group_by_length is train_sampling_strategy now: translated")
-            name, value = "train_sampling_strategy", "group_by_length" if value else "random"
+            is_on = _SWITCH.read(name, value)
+            name, value = "train_sampling_strategy", "group_by_length" if is_on else "random"
         if name in WITHOUT_EFFECT:
             notes.append(f"{name} has no effect here: {WITHOUT_EFFECT[name]}")
             continue

@@ -61,6 +61,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     check(config)
     note_idle(config, own)
     _resolve_paths(config)
+    deepspeed = config.trainer.get("deepspeed")
+    if isinstance(deepspeed, str):
+        check_deepspeed(config, read_json_object(Path(deepspeed)), f"deepspeed {deepspeed}")
+    elif deepspeed is not None:
+        check_deepspeed(config, deepspeed, "deepspeed")
     return config
 
 
@@ -149,6 +154,8 @@ def _resolve_paths(config: TrainConfig) -> None:
         value = config.trainer.get(name)
         if isinstance(value, str):
             config.trainer[name] = str(_resolve_json(name, value, config.config_dir))
+    if config.trl.get("chat_template_path"):
+        config.trl["chat_template_path"] = _resolve_template(config.trl["chat_template_path"], config.config_dir)
     try:
         config.model_path = str(_resolve("model_path", config.model_path, config.config_dir))
     except FileNotFoundError:
@@ -182,12 +189,21 @@ def _resolve_json(name: str, value: str, config_dir: str) -> Path:
         raise ConfigError(f"{name} is {path}, which is a folder; name the JSON file in it")
     if path.suffix != ".yaml":
         try:
-            content = read_json_object(path)
+            read_json_object(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{name}: {error}") from error
-        if name == "deepspeed":
-            check_deepspeed(content, f"deepspeed {path}")
     return path
+
+
+def _resolve_template(value: str, config_dir: str) -> str:
+    """A file of ours, absolute; the name of a model whose template is taken stays."""
+    is_file = value.endswith((".jinja", ".j2"))
+    if not is_file and not value.startswith((".", "/", "~")):
+        return value
+    path = _resolve("chat_template_path", value, config_dir)
+    if path.is_file() != is_file:
+        raise ConfigError(f"chat_template_path is {path}; name a .jinja file, or a folder with a tokenizer")
+    return str(path)
 
 
 def _resolve(name: str, value: str, config_dir: str) -> Path:

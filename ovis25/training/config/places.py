@@ -14,6 +14,7 @@ _CURES = {
     errno.EDQUOT: "your quota there is used up; free some space",
     errno.EROFS: "it is read-only",
     errno.EACCES: "you may not write there",
+    errno.ENOENT: "no file can be made there",
     errno.EPERM: "you may not write there",
 }
 
@@ -68,7 +69,7 @@ def _check_names(key: str, folder: Path, existing: Path) -> None:
     longest_path, longest = os.pathconf(existing, "PC_PATH_MAX"), os.statvfs(existing).f_namemax
     if len(os.fsencode(folder)) > longest_path - longest:
         _refuse(
-            key, folder, f"a path of {len(os.fsencode(folder))} bytes; its disk takes {longest_path}, files included"
+            key, folder, f"a path of {len(os.fsencode(folder))} bytes; its disk takes {longest_path} with the files"
         )
     for name in folder.relative_to(existing).parts:
         if len(os.fsencode(name)) > longest:
