@@ -207,6 +207,10 @@ def test_files_that_are_folders_and_folders_that_are_files(write_config, tmp_pat
     )
     assert load_config(write_config(deepspeed=clipped, max_grad_norm=0.5)).value("deepspeed") == clipped
     assert "data_path is " in refusal(write_config(data_path="x" * 300))
+    assert "datainfo:" in refusal(write_config(data_path="datainfo:gone"))
+    assert "gone.json was not found. Looked for" in refusal(write_config(data_path="datainfo:gone:a"))
+    assert "gone.json was not found. Looked for" in refusal("gone.json")
+    assert refusal(tmp_path).endswith("is a folder, not a config file; name the JSON file in it")
     assert "tiny:train:none" in refusal(write_config(data_path="tiny:train:none"))
 
 

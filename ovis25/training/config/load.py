@@ -27,7 +27,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: unreadable JSON, a key given twice, an unknown key (the nearest name is suggested), a value of the
             wrong type or out of its range, settings that exclude each other.
-        FileNotFoundError: the config, or a file that it names, is nowhere; lists where it looked.
+        MissingFileError: the config, or a file that it names, is nowhere; lists where it looked.
     """
     config_path = _find_config(path)
     try:
@@ -116,8 +116,8 @@ def _parse_value(text: str):
 def _find_config(path: str | Path) -> Path:
     try:
         found = resolve_input(path, REPOSITORY_ROOT / "src_theo", REPOSITORY_ROOT / "src_theo" / "lora")
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(_one_line(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{shorten(str(path))} is no name that a config file can have: {error}") from error
     if not found.is_file():
@@ -173,8 +173,10 @@ def _resolve_data(name: str, value: str, config_dir: str) -> str:
         if value.startswith(SOURCE_PREFIXES):
             parse_source(value)
             return value
-    except (DataError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from error
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{name}: {_one_line(error)}") from error
+    except (DataError, ValueError, OSError) as error:
+        raise ConfigError(f"{name}: {_one_line(error)}") from error
     path = _resolve(name, value, config_dir)
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix in (".json", ".jsonl"))
@@ -210,7 +212,7 @@ def _resolve(name: str, value: str, config_dir: str) -> Path:
     try:
         return resolve_input(value, config_dir)
     except FileNotFoundError as error:
-        raise MissingFileError(f"{name}: {' '.join(str(error).split())}") from error
+        raise MissingFileError(f"{name}: {_one_line(error)}") from error
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{name} is {shorten(value)}, which is no name that a file can have: {reason}") from error
@@ -221,6 +223,10 @@ def _absolute(name: str, value: str) -> str:
         return str(Path(value).expanduser().absolute())
     except RuntimeError as error:
         raise ConfigError(f"{name} is {shorten(value)}: {error}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class MissingFileError(ConfigError, FileNotFoundError):
