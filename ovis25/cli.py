@@ -27,6 +27,7 @@ from ovis25.tools import BUILT_IN, toolbox
 from ovis25.training import build, memory
 from ovis25.training.build import is_main_process
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig, load_config
+from ovis25.training.config.trainer_keys import default_of
 from ovis25.training.run import train
 
 # what the user can mend: shown as one message, without a stack
@@ -314,7 +315,7 @@ _TRAINER_HELP = {
 def _train_help(program: str) -> str:
     own = {name: f"{field.metadata['help']}{_default(field)}" for name, field in OWN_KEYS.items()}
     trainer = {
-        name: f"{text}{'' if 'default:' in text else f' (default: {_as_json(build.default_of(name))})'}"
+        name: f"{text}{'' if 'default:' in text else f' (default: {_as_json(default_of(name))})'}"
         for name, text in _TRAINER_HELP.items()
         # newer transformers renamed one; the old name is understood
         if name in TRAINER_KEYS or name == "gradient_checkpointing"

@@ -41,14 +41,24 @@ def read_json_object(path: Path) -> dict:
     """A file that holds one JSON object.
 
     Raises:
-        ValueError: it holds something else; says what.
+        ValueError: it holds something else, or a key twice; says what. Keys that begin with `_` are comments, and may.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one JSON object, not a {type(content).__name__}")
+    return content
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next((key for key in keys if keys.count(key) > 1 and not key.startswith("_")), None)
+        if double is not None:
+            raise ValueError(f"the key {shorten(double)} stands in it twice; keep one")
     return content
 
 

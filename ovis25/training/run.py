@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -21,6 +21,7 @@ from ovis25.training import build, checkpoints, muon, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import MUON, TrainConfig
 from ovis25.training.modules import (
+    TrainedModule,
     choose_adapter,
     choose_trained,
     count_parameters,
@@ -61,8 +62,11 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     Raises:
         ConfigError, DataError, FileNotFoundError: what the user can mend; the message says how.
     """
-    # 1. is there anything to do?
-    wish = config.trainer.get("resume_from_checkpoint")
+    # 1. can it work, and is there anything to do?
+    build.check_before_loading(config)
+    wish = config.value("resume_from_checkpoint")
+    if isinstance(wish, str):
+        checkpoints.resume_checkpoint(config.output_dir, wish)
     if not dry_run and config.overwrite_output_dir and build.is_main_process():
         checkpoints.delete_run(config.output_dir)
     if not config.overwrite_output_dir and not wish:
@@ -76,6 +80,9 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     base = find_base(config.model_path, dry_run)
     folder, processor = base.folder, base.processor
     processor.limits = build.visual_limits(config)
+    build.check_vocabulary(config, processor)
+    # its shapes alone: names of layers and modules that the model does not have are found now
+    prepare_model(config, folder, torch.float32, without_weights=True)
     data = load_data(config, base)
     if config.packing:
         data.pack(config, folder)
@@ -89,16 +96,8 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     set_seed(arguments.seed)
 
     # 4. the model, and which of it is trained
-    model = build.build_model(config, folder, precision.weights, without_weights=dry_run)
-    if config.use_lora:
-        model = build.build_adapter(config, model, folder)
-        chosen = choose_adapter(model)
-    else:
-        modules = parse_train_modules(config.train_modules)
-        chosen = choose_trained(model, modules, config.freeze_vision_tower, config.freeze_llm)
+    model, chosen = prepare_model(config, folder, precision.weights, without_weights=dry_run)
     build.choose_towers(config, model)
-    if config.cache_visual_embeddings:
-        visual_pass.check_frozen(chosen)
     plan = make_plan(config, data, steps, precision, arguments, model)
     if dry_run:
         plan.mark_estimates(base.note)
@@ -149,6 +148,28 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     say(f"\n{results['stop_reason']}\nThe {kind} lies in {config.output_dir} (curves: {CURVES_NAME})")
     PartialState().wait_for_everyone()
     return results
+
+
+def prepare_model(
+    config: TrainConfig, folder: Path, dtype: torch.dtype, without_weights: bool
+) -> tuple[PreTrainedModel, dict[str, TrainedModule]]:
+    """The model, or its shapes alone, and what of it is trained by which entry of `train_modules`.
+
+    Raises:
+        ConfigError: nothing is trained, layers that it does not have, or what is trained and another setting disagree.
+    """
+    model = build.build_model(config, folder, dtype, without_weights)
+    if config.use_lora:
+        model = build.build_adapter(config, model, folder)
+        chosen = choose_adapter(model)
+    else:
+        modules = parse_train_modules(config.train_modules)
+        chosen = choose_trained(model, modules, config.freeze_vision_tower, config.freeze_llm)
+    if config.cache_visual_embeddings:
+        visual_pass.check_frozen(chosen)
+    if config.value("optim") == MUON:
+        muon.layer_matrices(model)
+    return model, chosen
 
 
 def say(text: str) -> None:
@@ -259,7 +280,8 @@ def load_ended(trainer: OvisTraining, checkpoint: Path) -> None:
     say(f"{checkpoint.name} is the end of this run; only the final folder is missing")
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     trainer._load_callback_state()
-    trainer._load_from_checkpoint(trainer.state.best_model_checkpoint or str(checkpoint))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    trainer._load_from_checkpoint(best or str(checkpoint))
 
 
 def save_final(trainer: OvisTraining) -> None:
