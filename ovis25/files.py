@@ -2,9 +2,11 @@
 
 import base64
 import json
+import os
 import re
 import unicodedata
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,29 @@ def read_json_object(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one JSON object, not a {type(content).__name__}")
     return content
+
+
+def follow_umask(*paths: str | Path) -> None:
+    """Give files and folders the access rights that the process's umask gives to new ones.
+
+    safetensors and temporary folders are made for their owner alone, whatever the umask: others who may read the folder
+    could not read what we saved.
+    """
+    for path in map(Path, paths):
+        rights = _rights_of_new_files(path.parent)
+        # who may read a folder may look into it
+        path.chmod(rights | (rights & 0o444) >> 2 if path.is_dir() else rights)
+
+
+def _rights_of_new_files(folder: Path) -> int:
+    """Seen on a file that is made and deleted: the umask itself can only be read by setting it, for all threads."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def locate_file(name: str | Path, folder: str | Path) -> Path:

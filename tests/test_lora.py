@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ovis25 import Ovis2_5, Ovis25Inference
 from ovis25.cli import main
-from ovis25.inference.merge import merge_adapter
+from ovis25.merge import merge_adapter
 from ovis25.model.adapter import AdapterSettings, add_adapter, target_layers
 from ovis25.tiny.strips import READING_PROMPT, make_strip
 from ovis25.training.config import ConfigError, load_config
