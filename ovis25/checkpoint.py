@@ -143,6 +143,14 @@ def lies_in(inner: str | Path, outer: str | Path) -> bool:
     return any(place.exists() and place.samefile(outer) for place in (inner, *inner.parents))
 
 
+def local_place(name_or_path: str | Path) -> Path:
+    """Where a model lies on this machine: its folder, or for a hub name the model's part of the hub's cache."""
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() or not _HUB_NAME.fullmatch(str(name_or_path)):
+        return folder
+    return Path(hub_constants.HF_HUB_CACHE) / f"models--{str(name_or_path).replace('/', '--')}"
+
+
 def side_files(folder: str | Path) -> list[Path]:
     """The files of a checkpoint folder that are neither weights nor `config.json` nor records of a run.
 

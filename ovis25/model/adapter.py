@@ -99,6 +99,7 @@ def add_adapter(model: Ovis2_5, settings: AdapterSettings, keep_dtype: bool = Fa
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
     )
+    _remember_base(model)
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not keep_dtype)
     # PEFT has written the folder that the weights were loaded from
     config.base_model_name_or_path = settings.base
@@ -152,14 +153,20 @@ def check_adapter(folder: str | Path) -> None:
 def write_base_note(model: nn.Module, folder: str | Path) -> None:
     """Write into an adapter's folder which base it belongs to; nothing for a model that is none, or made in memory."""
     base = model.get_base_model() if isinstance(model, PeftModel) else None
-    if base is None or getattr(base, "base_folder", None) is None:
+    if getattr(base, "base_digest", None) is None:
         return
     note = {
         "base": model.peft_config[model.active_adapter].base_model_name_or_path,
         "folder": str(Path(base.base_folder).absolute()),
-        "weights_sha256": weights_digest(base.base_folder),
+        "weights_sha256": base.base_digest,
     }
     (Path(folder) / BASE_NOTE_NAME).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def _remember_base(model: Ovis2_5) -> None:
+    """Take the base's digest at the start: a save must not depend on files that may be gone by then."""
+    folder = getattr(model, "base_folder", None)
+    model.base_digest = weights_digest(folder) if folder else None
 
 
 def check_base(adapter: str | Path, base_folder: str | Path) -> None:
@@ -194,6 +201,7 @@ def load_adapter(model: Ovis2_5, folder: str | Path) -> PeftModel:
         CheckpointError: the adapter's weights are not those that its config and the base make; nothing is half loaded.
     """
     check_adapter(folder)
+    _remember_base(model)
     try:
         with warnings.catch_warnings():
             # PEFT warns of missing weights and goes on; the comparison below ends it instead

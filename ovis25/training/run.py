@@ -18,6 +18,7 @@ from ovis25.data import ConversationDataset
 from ovis25.data.collator import Collator, PackedCollator
 from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5
+from ovis25.model.folder import check_folder
 from ovis25.processing import Ovis2_5Processor
 from ovis25.tiny.build import resolve_model_path
 from ovis25.training import build, checkpoints, muon, visual_pass
@@ -30,6 +31,7 @@ from ovis25.training.modules import (
     parameter_groups,
     parse_train_modules,
 )
+from ovis25.training.output import check_output_dir
 from ovis25.training.plan import Plan, optimizer_groups
 from ovis25.training.report import draw_curves
 from ovis25.training.trainer import OvisTrainer, OvisTraining
@@ -64,6 +66,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
         ConfigError, DataError, FileNotFoundError: what the user can mend; the message says how.
     """
     # 1. is there anything to do?
+    check_output_dir(config.output_dir, config.model_path)
     wish = config.trainer.get("resume_from_checkpoint")
     if not dry_run and config.overwrite_output_dir and build.is_main_process():
         checkpoints.delete_run(config.output_dir)
@@ -76,6 +79,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
 
     # 2. the data, checked and counted by the processor alone
     folder = resolve_checkpoint(resolve_model_path(config.model_path))
+    check_folder(folder)
     processor = Ovis2_5Processor.from_pretrained(folder)
     processor.limits = build.visual_limits(config)
     data = load_data(config, processor)
