@@ -200,6 +200,7 @@ def copy_side_files(source: str | Path, target: str | Path) -> None:
             continue
         if file.name == PROCESSOR_CONFIG_NAME and (target / file.name).exists():
             continue
-        # never through a link that lies in the target
-        (target / file.name).unlink(missing_ok=True)
+        if (target / file.name).is_symlink():
+            # never written through
+            (target / file.name).unlink()
         shutil.copyfile(file, target / file.name)
