@@ -80,7 +80,8 @@ def hub_name(folder: str | Path) -> str | None:
         name = read_json_object(folder / "config.json").get("_name_or_path")
     except (OSError, ValueError):
         return None
-    return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else None
+    # a path of the same form, as transformers writes for a model that was loaded from a folder, is no hub name
+    return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists() else None
 
 
 def cure_for(folder: str | Path, file: str) -> str:

@@ -1,9 +1,11 @@
 """Finding input files: one rule for the paths of a config, one for the files that data and requests name."""
 
 import base64
+import contextlib
 import json
 import os
 import re
+import stat
 import unicodedata
 import urllib.parse
 import uuid
@@ -62,8 +64,13 @@ def follow_umask(*paths: str | Path) -> None:
     """
     for path in map(Path, paths):
         rights = _rights_of_new_files(path.parent)
-        # who may read a folder may look into it
-        path.chmod(rights | (rights & 0o444) >> 2 if path.is_dir() else rights)
+        if path.is_dir():
+            # who may read a folder may look into it; a folder's group is handed down as it was
+            rights |= (rights & 0o444) >> 2 | path.stat().st_mode & 0o7000
+        if stat.S_IMODE(path.stat().st_mode) != rights:
+            # not ours, or a file system without access rights: as it is
+            with contextlib.suppress(PermissionError):
+                path.chmod(rights)
 
 
 def _rights_of_new_files(folder: Path) -> int:

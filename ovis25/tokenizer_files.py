@@ -81,6 +81,9 @@ def _tokens(folder: Path, config: dict) -> dict[str, int]:
     """Every token with its id, the added ones included."""
     if (folder / _WHOLE).is_symlink() or (folder / _WHOLE).exists():
         tokens = _of_whole(folder)
+        for name in (_VOCAB, _MERGES):
+            if (folder / name).is_symlink() or (folder / name).exists():
+                check_file(folder, name)
     else:
         tokens = _of_parts(folder, config)
     return tokens | _added(folder, config)
