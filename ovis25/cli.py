@@ -18,9 +18,9 @@ from ovis25 import __version__
 from ovis25.data import DataError
 from ovis25.inference import Ovis25Inference, RequestError
 from ovis25.inference.grounding import GROUNDING_PROMPTS
-from ovis25.inference.merge import merge_adapter
 from ovis25.inference.requests_file import answer_file, reply_record
 from ovis25.inference.terminal import HELP, print_stream, run_chat
+from ovis25.merge import merge_adapter
 from ovis25.tiny.exam import print_exam, run_exam
 from ovis25.tiny.strips import KINDS, parse_source
 from ovis25.tools import BUILT_IN, toolbox
@@ -100,15 +100,23 @@ _MERGE_TEXTS = {
 def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter_path", required=True, metavar="A", help="the adapter's folder")
     parser.add_argument("--output_path", required=True, metavar="B", help="the merged folder; must not exist yet")
-    parser.add_argument("--base", help="the base model, where the adapter's own name for it does not lead there")
+    _add_base_arguments(parser)
     parser.add_argument("--dtype", choices=_DTYPES, help="of the merged weights (default: the base's)")
+
+
+def _add_base_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", help="an adapter's base, where the adapter's own name for it does not lead there")
+    parser.add_argument(
+        "--anyway", action="store_true", help="take a base with other weights than those the adapter was trained on"
+    )
 
 
 def _run_merge(parsed: argparse.Namespace) -> int:
     _quieten()
     dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
     try:
-        print(merge_adapter(parsed.adapter_path, parsed.output_path, parsed.base, dtype).render())
+        report = merge_adapter(parsed.adapter_path, parsed.output_path, parsed.base, dtype, not parsed.anyway)
+        print(report.render())
         return 0
     except (FileNotFoundError, ValueError) as error:
         if os.environ.get("OVIS25_DEBUG"):
@@ -197,6 +205,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="makes sampling repeatable (default: none)")
     parser.add_argument("--device", help="cuda, cpu, ... (default: the GPU where there is one)")
     parser.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: bfloat16, on a CPU float32)")
+    _add_base_arguments(parser)
 
 
 def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
@@ -215,7 +224,7 @@ def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
         if parsed.seed is not None:
             torch.manual_seed(parsed.seed)
         dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
-        engine = Ovis25Inference(parsed.model, parsed.device, dtype)
+        engine = Ovis25Inference(parsed.model, parsed.device, dtype, base=parsed.base, check_base=not parsed.anyway)
         if parsed.command == "chat":
             run_chat(engine.chat(**options))
         elif parsed.requests:

@@ -1,10 +1,14 @@
 """Finding input files: one rule for the paths of a config, one for the files that data and requests name."""
 
 import base64
+import contextlib
 import json
+import os
 import re
+import stat
 import unicodedata
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +64,34 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
         if double is not None:
             raise ValueError(f"the key {shorten(double)} stands in it twice; keep one")
     return content
+
+
+def follow_umask(*paths: str | Path) -> None:
+    """Give files and folders the access rights that the process's umask gives to new ones.
+
+    safetensors and temporary folders are made for their owner alone, whatever the umask: others who may read the folder
+    could not read what we saved.
+    """
+    for path in map(Path, paths):
+        rights = _rights_of_new_files(path.parent)
+        if path.is_dir():
+            # who may read a folder may look into it; a folder's group is handed down as it was
+            rights |= (rights & 0o444) >> 2 | path.stat().st_mode & 0o7000
+        if stat.S_IMODE(path.stat().st_mode) != rights:
+            # not ours, or a file system without access rights: as it is
+            with contextlib.suppress(PermissionError):
+                path.chmod(rights)
+
+
+def _rights_of_new_files(folder: Path) -> int:
+    """Seen on a file that is made and deleted: the umask itself can only be read by setting it, for all threads."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 def locate_file(name: str | Path, folder: str | Path) -> Path:

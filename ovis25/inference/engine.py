@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from transformers.cache_utils import Cache
 
-from ovis25.checkpoint import resolve_checkpoint
 from ovis25.constants import (
     IMAGE_PLACEHOLDER,
     MULTIPLE_IMAGE_PIXELS,
@@ -31,13 +30,13 @@ from ovis25.inference.reply import (
     Transcript,
     reply_text,
 )
+from ovis25.loading import find_model
 from ovis25.model import Ovis2_5
-from ovis25.model.adapter import adapter_base, load_adapter
+from ovis25.model.adapter import load_adapter
 from ovis25.processing import Ovis2_5Processor
 from ovis25.processing.chat import tokenize, tool_result_ids
 from ovis25.processing.image import ImageSource, open_image
 from ovis25.processing.processor import Grid, VideoSource, visual_tensors
-from ovis25.tiny.build import resolve_model_path
 from ovis25.tools import Toolbox, toolbox
 
 DEFAULT_THINKING_BUDGET = 2048
@@ -153,6 +152,8 @@ class Ovis25Inference:
 
     Args:
         model_path: a folder (released, or trained here; an adapter's loads its base), a hub name, or `tiny`.
+        base: the base model of an adapter, where the adapter's own name for it does not lead there.
+        check_base: refuse a base with other weights than those that the adapter was trained on.
         device: "cuda", "cpu", ...; the GPU where there is one by default.
         torch_dtype: bfloat16 on a GPU that has it and float32 on a CPU by default.
         attn_implementation: the LLM's attention, as in transformers.
@@ -164,21 +165,21 @@ class Ovis25Inference:
         device: str | torch.device | None = None,
         torch_dtype: torch.dtype | None = None,
         attn_implementation: str | None = None,
+        base: str | Path | None = None,
+        check_base: bool = True,
     ):
-        folder = resolve_checkpoint(resolve_model_path(model_path), "tokenizer_config.json")
-        base = adapter_base(folder)
+        found = find_model(model_path, base, check_base)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if torch_dtype is None:
             torch_dtype = torch.float32
             if self.device.type == "cuda":
                 torch_dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         arguments = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        weights = resolve_checkpoint(resolve_model_path(base)) if base else folder
-        self.model = Ovis2_5.from_pretrained(weights, dtype=torch_dtype, **arguments)
-        if base:
-            load_adapter(self.model, folder)
+        self.model = Ovis2_5.from_pretrained(found.weights, dtype=torch_dtype, **arguments)
+        if found.adapter:
+            load_adapter(self.model, found.adapter)
         self.model.to(self.device).eval()
-        self.processor = Ovis2_5Processor.from_pretrained(folder)
+        self.processor = Ovis2_5Processor.from_pretrained(found.processor)
         self._set_up()
 
     @classmethod

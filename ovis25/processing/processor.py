@@ -11,11 +11,19 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from ovis25.checkpoint import PROCESSOR_CONFIG_NAME, copy_side_files, hub_arguments, resolve_checkpoint
+from ovis25.checkpoint import (
+    PROCESSOR_CONFIG_NAME,
+    CheckpointError,
+    copy_side_files,
+    hub_arguments,
+    read_json,
+    resolve_checkpoint,
+)
 from ovis25.processing.chat import count_placeholders, tokenize, training_text
 from ovis25.processing.image import ImageSource, open_image, patchify, patchify_bytes
 from ovis25.processing.limits import INFERENCE_LIMITS, LIMIT_NAMES, VisualLimits
 from ovis25.processing.video import load_video, sample_frames
+from ovis25.tokenizer_files import check_tokenizer
 
 VideoSource = str | Path | Sequence[ImageSource]
 Budget = tuple[int, int]
@@ -54,12 +62,14 @@ class Ovis2_5Processor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Read a folder or hub name: its tokenizer and, where a training run wrote them, its limits.
 
-        Keyword arguments override single limits (`max_frames=16`). Raises FileNotFoundError as the model does.
+        Keyword arguments override single limits (`max_frames=16`). Raises FileNotFoundError as the model does,
+        CheckpointError where the tokenizer's files are not whole.
         """
         folder = resolve_checkpoint(pretrained_model_name_or_path, "tokenizer_config.json", **hub_arguments(kwargs))
+        check_tokenizer(folder)
         saved = {}
         if (folder / PROCESSOR_CONFIG_NAME).is_file():
-            saved = json.loads((folder / PROCESSOR_CONFIG_NAME).read_text(encoding="utf-8"))
+            saved = read_json(folder, PROCESSOR_CONFIG_NAME)
         changes = {name: value for name, value in {**saved, **kwargs}.items() if name in LIMIT_NAMES}
         processor = cls(AutoTokenizer.from_pretrained(folder), limits=replace(INFERENCE_LIMITS, **changes))
         processor.base_folder = folder
@@ -71,6 +81,11 @@ class Ovis2_5Processor(ProcessorMixin):
         folder.mkdir(parents=True, exist_ok=True)
         if self.base_folder and len(self.tokenizer) == self._loaded_vocab:
             copy_side_files(self.base_folder, folder)
+            try:
+                check_tokenizer(folder)
+            except CheckpointError:
+                # files that were links out of the folder are not copied
+                self.tokenizer.save_pretrained(folder)
         else:
             self.tokenizer.save_pretrained(folder)
         if self.chat_template != self._loaded_template:

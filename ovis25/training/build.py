@@ -18,6 +18,7 @@ from ovis25.data import ConversationDataset, datainfo
 from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
+from ovis25.model.folder import check_folder
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
@@ -388,7 +389,9 @@ def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float
     if size and not os.path.isdir(config.model_path):
         shapes = memory.released_config(size)
     else:
-        shapes = Ovis2_5_Config.from_pretrained(resolve_checkpoint(resolve_model_path(config.model_path)))
+        folder = resolve_checkpoint(resolve_model_path(config.model_path))
+        check_folder(folder)
+        shapes = Ovis2_5_Config.from_pretrained(folder)
     longest = config.multimodal_max_length
     patches = min(config.single_image_max_pixels // PATCH_SIZE**2, HIDDEN_STRIDE**2 * longest)
     if config.packing:

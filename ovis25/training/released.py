@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ovis25.checkpoint import resolve_checkpoint
+from ovis25.model.folder import check_folder
 from ovis25.processing import Ovis2_5Processor
 from ovis25.tiny.build import resolve_model_path
 from ovis25.tiny.tokenizer import ADDED_TOKENS, PAD_TOKEN
@@ -53,13 +54,16 @@ def find_base(name: str, dry_run: bool = False) -> Base:
     Raises:
         FileNotFoundError: as `resolve_checkpoint`.
     """
+    place = resolve_model_path(name)
     only = {"ignore_patterns": _WEIGHTS} if dry_run else {}
     try:
-        folder = resolve_checkpoint(resolve_model_path(name), **only)
+        folder = resolve_checkpoint(place, **only)
     except FileNotFoundError:
         if not dry_run or name not in RELEASED:
             raise
         return Base(_shapes_folder(name), Ovis2_5Processor(stand_in_tokenizer()), ESTIMATE_NOTE.format(name=name))
+    # a dry run has left the weights at the hub
+    check_folder(folder, with_weights=not dry_run or Path(place).is_dir())
     return Base(folder, Ovis2_5Processor.from_pretrained(folder))
 
 

@@ -28,6 +28,7 @@ from ovis25.training.modules import (
     parameter_groups,
     parse_train_modules,
 )
+from ovis25.training.output import check_output_dir
 from ovis25.training.plan import Plan, optimizer_groups
 from ovis25.training.released import Base, find_base
 from ovis25.training.report import draw_curves
@@ -64,6 +65,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     """
     # 1. can it work, and is there anything to do?
     build.check_before_loading(config)
+    check_output_dir(config.output_dir, config.model_path)
     wish = config.value("resume_from_checkpoint")
     if isinstance(wish, str):
         checkpoints.resume_checkpoint(config.output_dir, wish)

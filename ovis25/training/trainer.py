@@ -11,6 +11,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data.packed import PackedDataset
 from ovis25.data.sampler import LengthSampler, LengthView, RowSampler
+from ovis25.files import follow_umask
+from ovis25.model.adapter import write_base_note
 from ovis25.training.checkpoints import mark_complete
 from ovis25.training.config import MUON
 from ovis25.training.modules import TrainedModule, parameter_groups
@@ -171,6 +173,9 @@ class OvisTraining:
                 state_dict.pop("llm.lm_head.weight", None)
             state_dict = {name: value.to(self.save_dtype) for name, value in state_dict.items()}
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        write_base_note(self.accelerator.unwrap_model(self.model), folder)
+        follow_umask(*folder.glob("*.safetensors"))
 
     def _save_checkpoint(self, model, trial):
         """Older checkpoints are deleted only once this one is on the disk, whole and marked."""
