@@ -41,6 +41,8 @@ class TrainConfig:
     image_folder: str | None = _setting(None, "where relative image and video paths start (default: the data's folder)")
     output_dir: str = _setting("output", "the final model, checkpoints, plan and report")
     overwrite_output_dir: bool = _setting(False, "start over: delete the checkpoints of an earlier run in output_dir")
+    resume_anyway: bool = _setting(False, "go on with the run in output_dir though its data, base or settings changed")
+    on_nonfinite: str = _setting("stop", "at a loss or gradient that is no number: stop, or skip that step's update")
 
     train_modules: str = _setting("all", "what is trained, with own learning rates: visual_tokenizer:1e-5|llm|vte:5e-6")
     freeze_vision_tower: bool = _setting(False, "never train visual_tokenizer.vit")
@@ -102,6 +104,7 @@ OWN_KEYS = {f.name: f for f in dataclasses.fields(TrainConfig) if "help" in f.me
 TRAINER_KEYS = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.name != "output_dir"}
 _CHOICES = {
     "on_bad_sample": ("error", "skip"),
+    "on_nonfinite": ("stop", "skip"),
     "on_long_sample": ("shrink", "skip", "error"),
     "recipe": ("standard", "trl"),
     "gradient_checkpointing_towers": ("both", "llm", "vision"),
