@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from ovis25.training.config import ConfigError
 
 STOP, SKIP = "stop", "skip"
+_LOSS, _NORM = "the training loss", "the gradient norm"
 # steps left out one after the other that are no accident any more, and as a share of all
 _MAX_IN_A_ROW = 10
 _MAX_SHARE = 0.01
@@ -54,6 +55,11 @@ class BadStep:
     def describe(self) -> str:
         text = f"{self.what} became {self.value:g} at step {self.step}"
         return f"{text}, on {listed(self.samples)}" if self.samples else text
+
+
+def _order(bad: BadStep) -> tuple[int, bool]:
+    """The earliest first; in one step the loss, which the gradients follow."""
+    return bad.step, bad.what != _LOSS
 
 
 class FiniteWatch:
@@ -142,19 +148,19 @@ class FiniteWatch:
         if not float(self.accelerator.reduce(is_bad, "sum")):
             return None
         found = [bad for bad in gather_object([self._own()]) if bad is not None]
-        first = min(found, key=lambda bad: (bad.step, bad.what != "the training loss"))
+        first = min(found, key=_order)
         alike = [bad for bad in found if (bad.step, bad.what) == (first.step, first.what)]
         return BadStep(first.step, first.what, first.value, [name for bad in alike for name in bad.samples])
 
     def _own(self) -> BadStep | None:
         """What this process saw: a bad loss is one micro-batch's, a bad norm any's of the step."""
+        found = []
         if loss := self._loss.read():
-            number, value = loss
-            step, indices = self._batches[number]
-            return BadStep(step, "the training loss", value, self.names(indices))
+            step, indices = self._batches[loss[0]]
+            found.append(BadStep(step, _LOSS, loss[1], self.names(indices)))
         if norm := self._norm.read():
-            return BadStep(norm[0], "the gradient norm", norm[1], self.samples_of_step(norm[0]))
-        return None
+            found.append(BadStep(norm[0], _NORM, norm[1], self.samples_of_step(norm[0])))
+        return min(found, key=_order, default=None)
 
     def samples_of_step(self, step: int) -> list[str]:
         """Names of this process's samples of a step since the last check."""

@@ -81,6 +81,7 @@ class OvisTraining:
         self.token_counter = TokenCounter()
         self.watch = FiniteWatch(self.accelerator, self._train_names, not self.args.fp16, skips_nonfinite)
         self.run_record: RunRecord | None = None
+        self._last_loss = torch.zeros((), device=self.args.device)
         self._started = time.monotonic()
         # the model smooths its own loss, without the logits of whole rows
         self.label_smoother = None
@@ -127,6 +128,9 @@ class OvisTraining:
         self.token_counter.add(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.note_loss(loss, self.state.global_step + 1, indices)
+        if self.watch.skips:
+            # what is left out must not spoil the logged mean: the last good batch stands for it
+            self._last_loss = loss = torch.where(torch.isfinite(loss), loss, self._last_loss)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
