@@ -43,7 +43,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpe
 
 
 def watched(command: list, expected: int = 0, **env) -> str:
-    """What it said. Run to the expected exit code, or fail with the end of what it said; a hang is killed with all its children."""
+    """What it said. Run to the expected exit code, or fail with its end; a hang is killed with all its children."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = subprocess.Popen(
         [str(part) for part in command], start_new_session=True, text=True, stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from ovis25 import Ovis2_5
 from ovis25.cli import train_main
 from ovis25.training.checkpoints import find_checkpoints
 from ovis25.training.config import ConfigError, load_config
-from ovis25.training.finite import FirstBad, bad_weights, check_policy, likely_cause
+from ovis25.training.finite import FiniteWatch, FirstBad, bad_weights, check_policy, likely_cause
 from ovis25.training.run import train
 
 LAST = 6
@@ -157,6 +157,16 @@ def test_the_first_bad_number_is_kept():
     for number, value in enumerate([1.0, 3e38, math.inf, math.nan, 2.0]):
         bad.note(number, torch.tensor(value))
     assert bad.read() == (2, math.inf)
+
+
+def test_watching_a_step_reads_nothing_from_the_device():
+    """A meta tensor has no value that the host could wait for."""
+    device = torch.device("meta")
+    watch = FiniteWatch(SimpleNamespace(device=device), names=list)
+    for step in (1, 2):
+        watch.note_loss(torch.zeros((), device=device), step, [0, 1])
+        watch.note_norm(torch.zeros((), device=device), step)
+        assert watch.must_skip(step, 10) is None
 
 
 def test_a_rising_loss_points_at_the_learning_rate():
