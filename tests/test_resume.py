@@ -294,6 +294,23 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_said_so(damage, own, tm
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
 
 
+def test_a_finished_run_needs_no_checkpoints(own, tmp_path, capsys):
+    config = own()
+    run(config)
+    for folder in find_checkpoints(tmp_path / "out")[0]:
+        damage_missing(folder)
+    assert run(config)["finished"] and "nothing to train" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_would_be_deleted_first_is_not_gone_on_from(own, tmp_path):
+    config = own()
+    run(config)
+    wish = ["--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2", "--overwrite_output_dir", "true"]
+    with pytest.raises(ConfigError, match="checkpoint-2 lies in the folder that overwrite_output_dir would delete"):
+        run(config, *wish)
+    assert damage_of(tmp_path / "out" / "checkpoint-2") is None
+
+
 def test_no_whole_checkpoint_is_one_clear_error(own, tmp_path, capsys):
     config = own()
     run(config)

@@ -135,7 +135,8 @@ class ProgressLine(TrainerCallback):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def close(self) -> None:
+        """Takes the bar off the terminal, so that what is said after it, an error too, stands on lines of its own."""
         if self.bar:
             self.bar.stop()
             self.bar = None

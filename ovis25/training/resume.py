@@ -88,26 +88,27 @@ class Start:
 def choose(config: TrainConfig) -> Start:
     """The checkpoint to go on from: the wished one, or the last complete one of this run that is whole.
 
-    A damaged one is passed over with a note. Every process calls this before any file is changed.
+    A damaged one is passed over with a note. Every process calls this before this run changes a file.
 
     Raises:
         ConfigError: the wished checkpoint does not exist, was not written to its end or is damaged; all are damaged.
     """
     wish = config.trainer.get("resume_from_checkpoint")
-    if config.overwrite_output_dir:
-        _refuse_deleted(config, wish)
-        return Start() if not isinstance(wish, str) else _wished(config.output_dir, Path(wish))
     if isinstance(wish, str):
         return _wished(config.output_dir, Path(wish))
     complete, _ = checkpoints.find_checkpoints(config.output_dir)
-    if wish is False or not complete:
+    # what is to be overwritten may be half deleted already, by rank 0
+    if wish is False or config.overwrite_output_dir or not complete:
         return Start()
     run = checkpoints.read_record(Path(config.output_dir) / checkpoints.RUN_NAME) or {}
     return _last_whole(config.output_dir, complete, run.get("run_id"))
 
 
-def _refuse_deleted(config: TrainConfig, wish: str | bool | None) -> None:
-    if isinstance(wish, str) and Path(wish).resolve().is_relative_to(Path(config.output_dir).resolve()):
+def check_wish(config: TrainConfig) -> None:
+    """Refuse to go on from a checkpoint that is to be deleted first. Raises ConfigError."""
+    wish = config.trainer.get("resume_from_checkpoint")
+    is_lost = config.overwrite_output_dir and isinstance(wish, str)
+    if is_lost and Path(wish).resolve().is_relative_to(Path(config.output_dir).resolve()):
         raise ConfigError(
             f"resume_from_checkpoint: {wish} lies in the folder that overwrite_output_dir would delete; "
             "remove one of the two settings"

@@ -1,5 +1,6 @@
 """One training run from config to final folder. Read `train` first: it is the whole flow."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     """
     # 1. is there anything to do, and where does it begin?
     wish = config.trainer.get("resume_from_checkpoint")
-    start = resume.choose(config)
+    resume.check_wish(config)
     if not dry_run and config.overwrite_output_dir and build.is_main_process():
         checkpoints.delete_run(config.output_dir)
     if not config.overwrite_output_dir and not wish:
@@ -78,6 +79,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
             resume.check_same_sources(config, run.get("sources", {}), resume.data_sources(config))
             say(f"{config.output_dir} holds this run, finished ({finished['stop_reason']}); nothing to train")
             return finished
+    start = resume.choose(config)
 
     # 2. the data, checked and counted by the processor alone
     folder = resolve_checkpoint(resolve_model_path(config.model_path))
@@ -141,14 +143,15 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     trainer.run_record = start.record(config, {**sources, **found})
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PlanAnnouncement(plan, config, data, trainer, checkpoint))
-    trainer.add_callback(ProgressLine(trainer.token_counter))
+    progress = ProgressLine(trainer.token_counter)
+    trainer.add_callback(progress)
     trainer.add_callback(FiniteLoss(trainer.check_finite))
     if patience := build.early_stopping_patience(config, arguments):
         trainer.add_callback(EarlyStopping(patience, config.early_stopping_threshold))
 
     # 6. training, unless only the final save was missing
     if is_ended:
-        say(f"{checkpoint.name} is the end of this run; only the final folder is missing")
+        say("\n".join([*start.notes, f"{checkpoint.name} is the end of this run; only the final folder is missing"]))
         finish.save_ended(trainer, checkpoint)
     else:
         check_base(trainer, folder)
@@ -157,7 +160,8 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
             sets = list(data.named().values())
             plan.visual_cache = str(visual_pass.fill(trainer, sets, visual_pass.folder_of(config)))
         trainer.start_clock()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with contextlib.closing(progress):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish.save_final(trainer)
 
     # 7. the final folder is complete, and readable by everyone who reads a released one
