@@ -24,7 +24,7 @@ from ovis25.merge import merge_adapter
 from ovis25.tiny.exam import print_exam, run_exam
 from ovis25.tiny.strips import KINDS, parse_source
 from ovis25.tools import BUILT_IN, toolbox
-from ovis25.training import build, memory
+from ovis25.training import build, finish, memory
 from ovis25.training.build import is_main_process
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig, load_config
 from ovis25.training.config.trainer_keys import default_of
@@ -37,7 +37,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted, 3 for a run whose
+    model is saved, but whose curves or exam failed.
+    """
     parser = argparse.ArgumentParser(prog="ovis25", description="Train and run Ovis2.5.")
     parser.add_argument("--version", action="version", version=f"ovis25 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -360,22 +362,21 @@ def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
     try:
         config = load_config(parsed.config, overrides)
         results = train(config, dry_run=parsed.dry_run)
+        finish.leave_processes()
         if config.exam and results and is_main_process():
-            hold_exam(config.output_dir, parse_source(config.data_path).kinds)
-        if torch.distributed.is_initialized():
-            # its threads must not outlive the interpreter: a process may abort at its very end
-            torch.distributed.destroy_process_group()
+            with finish.after_saving("exam", config.output_dir):
+                hold_exam(config.output_dir, parse_source(config.data_path).kinds)
         return 0
     except KeyboardInterrupt:
         if is_main_process():
             print("\ninterrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
         return 130
-    except _USER_ERRORS as error:
+    except (*_USER_ERRORS, finish.FinishError) as error:
         if os.environ.get("OVIS25_DEBUG"):
             raise
         if is_main_process():
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, finish.FinishError) else 2
 
 
 def hold_exam(model_path: str, kinds: Iterable[str] = tuple(KINDS)) -> dict:

@@ -34,6 +34,11 @@ class TrainConfig:
     output_dir: str = _setting("output", "the final model, checkpoints, plan and report")
     overwrite_output_dir: bool = _setting(False, "start over: delete the checkpoints of an earlier run in output_dir")
 
+    resume_anyway: bool = _setting(False, "go on with the run in output_dir though its data, base or settings changed")
+    on_nonfinite: str = _setting(
+        "stop", "at a loss or gradient that is no number: stop, or skip that step's update", choices=("stop", "skip")
+    )
+
     train_modules: str = _setting("all", "what is trained, with own learning rates: visual_tokenizer:1e-5|llm|vte:5e-6")
     freeze_vision_tower: bool = _setting(False, "never train visual_tokenizer.vit")
     freeze_llm: bool = _setting(False, "never train llm")
