@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -244,7 +245,9 @@ class ConversationDataset(Dataset):
             if sample.video is not None:
                 inputs = [self.processor.load_frames(sample.video, self.limits)]
             else:
-                inputs = [[image] for image in tool_images(sample, open_image)]
+                limit = self.limits.max_image_megapixels
+                read = partial(open_image, max_megapixels=limit, max_pixels=budget[1])
+                inputs = [[image] for image in tool_images(sample, read)]
             cut = patchify_bytes if self.raw_pixels else patchify
             return [cut(frames, *budget) for frames in inputs]
         except SampleError:

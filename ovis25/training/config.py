@@ -15,9 +15,10 @@ from pathlib import Path
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
-from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
+from ovis25.constants import MAX_IMAGE_MEGAPIXELS, MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
 from ovis25.data import datainfo
 from ovis25.files import REPOSITORY_ROOT, read_json_object, resolve_input
+from ovis25.processing.limits import following_minima
 from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import trl_keys
 from ovis25.training.legacy import RENAMED, WITHOUT_EFFECT, translate
@@ -61,6 +62,7 @@ class TrainConfig:
     multiple_image_max_pixels: int = _setting(MULTIPLE_IMAGE_PIXELS[1], "pixel budget of each of several images")
     video_min_pixels: int = _setting(VIDEO_PIXELS[0], "pixel budget of each video frame")
     video_max_pixels: int = _setting(VIDEO_PIXELS[1], "pixel budget of each video frame")
+    max_image_megapixels: float = _setting(MAX_IMAGE_MEGAPIXELS, "largest picture file; a larger JPEG is read reduced")
     min_frames: int = _setting(8, "frames taken of a video, at least")
     max_frames: int = _setting(8, "frames taken of a video, at most")
     on_bad_sample: str = _setting("error", "error, or skip: leave defective samples out and list them")
@@ -142,6 +144,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
             notes.append(f"{name} has no effect here: {trl_keys.WITHOUT_EFFECT[name]}")
         else:
             raise ConfigError(f"{config_path.name}: {_unknown_key(name)}")
+    own |= following_minima({name: value for name, value in own.items() if value is not None})
     config = TrainConfig(**own, trainer=trainer, trl=trl, config_dir=str(config_path.parent), notes=notes)
     if config.packing:
         # a row is many samples already
