@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from av.sidedata.sidedata import Type as SideData
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ovis25.processing.sources import as_file, describe, naming
 from ovis25.processing.video_display import turn_of, upright, upright_size
-from ovis25.processing.video_extent import is_cut, is_fragmented
+from ovis25.processing.video_extent import is_cut, is_fragmented, size_of
 
 # a playlist must not open addresses
 _OPTIONS = {"protocol_whitelist": "file"}
@@ -42,7 +43,7 @@ def sample_frames(frames: Sequence, min_frames: int, max_frames: int) -> list:
 
 
 def load_video(path: str | Path, min_frames: int, max_frames: int) -> list[Image.Image]:
-    """Decode the chosen frames of a video file as upright RGB images.
+    """Decode the chosen frames of a video file (a path, an address, a `data:` URL, bytes) as upright RGB images.
 
     Raises:
         ValueError: the file is missing, is no video, is cut, or holds no frame that can be decoded.
@@ -73,6 +74,8 @@ def video_info(path: str | Path) -> tuple[int, int, int]:
 def _opened(path: Path | io.BytesIO) -> Iterator[av.container.InputContainer]:
     """The container, with a video stream whose codec is known."""
     with naming(path, "is no readable video"):
+        if isinstance(path, io.BytesIO):
+            path.seek(0)
         container = av.open(path if isinstance(path, io.BytesIO) else str(path), options=_OPTIONS)
     with container:
         if not container.streams.video:
@@ -90,10 +93,12 @@ def _num_frames(path: Path | io.BytesIO) -> int:
     """
     with _opened(path) as container:
         promised = container.streams.video[0].frames
-        if isinstance(path, Path) and is_cut(path):
-            raise ValueError(_cut_message(path, promised))
-        if isinstance(path, Path) and _is_trusted(container, path):
-            return promised
+        # not the object that FFmpeg reads from
+        with open(path, "rb") if isinstance(path, Path) else io.BytesIO(path.getbuffer()) as file:
+            if is_cut(file):
+                raise ValueError(_cut_message(path, promised))
+            if _is_trusted(container, file):
+                return promised
         with naming(path, "cannot be read"):
             num_frames = _num_packets(container)
     if num_frames < 1:
@@ -101,24 +106,24 @@ def _num_frames(path: Path | io.BytesIO) -> int:
     return num_frames
 
 
-def _is_trusted(container, path: Path) -> bool:
+def _is_trusted(container: av.container.InputContainer, file: BinaryIO) -> bool:
     """Whether the header counts frames and holds a table of just as many inside the file, as MP4's does where it has
     no fragments.
     """
     stream = container.streams.video[0]
     # older versions of PyAV do not show the table
     entries = getattr(stream, "index_entries", ())
-    if not container.format.name.startswith("mov") or not 0 < stream.frames == len(entries) or is_fragmented(path):
+    if not container.format.name.startswith("mov") or not 0 < stream.frames == len(entries) or is_fragmented(file):
         return False
     last = entries[len(entries) - 1]
-    return last.pos + last.size <= path.stat().st_size
+    return last.pos + last.size <= size_of(file)
 
 
-def _num_packets(container) -> int:
+def _num_packets(container: av.container.InputContainer) -> int:
     return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
 
 
-def _cut_message(path: Path, promised: int) -> str:
+def _cut_message(path: Path | io.BytesIO, promised: int) -> str:
     """What a cut file still holds. It is decoded whole for that: this happens once."""
     num_decoded = 0
     try:
@@ -129,7 +134,7 @@ def _cut_message(path: Path, promised: int) -> str:
         # where the cut is
         pass
     of = f"{num_decoded} of {promised} frames" if promised else f"{num_decoded} frames"
-    return f"{path} is cut: {of} can be decoded before the file ends; copy or download it again"
+    return f"{describe(path)} is cut: {of} can be decoded before the file ends; copy or download it again"
 
 
 def _decode(path: Path | io.BytesIO, wanted: set[int]) -> tuple[dict[int, Image.Image], int]:

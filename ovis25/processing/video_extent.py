@@ -4,9 +4,9 @@ A file whose outermost box reaches beyond its end was cut, by a broken download 
 tell how long they are.
 """
 
+import io
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 # boxes that hold pictures or their index; what follows the last of them may be anything
@@ -27,27 +27,31 @@ _MP4_BOXES = (
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 
 
-def is_cut(path: Path) -> bool:
+def size_of(file: BinaryIO) -> int:
+    """Bytes of the file."""
+    return file.seek(0, io.SEEK_END)
+
+
+def is_cut(file: BinaryIO) -> bool:
     """Whether the file is shorter than its outermost boxes say."""
-    return _end(path) > path.stat().st_size
+    return _end(file) > size_of(file)
 
 
-def is_fragmented(path: Path) -> bool:
+def is_fragmented(file: BinaryIO) -> bool:
     """Whether it is an MP4 file in fragments, whose header counts the frames of none, of one, or of all of them."""
-    with open(path, "rb") as file:
-        return _is_mp4(file) and any(name == b"moof" for name, _, _ in _mp4_boxes(file))
+    return _is_mp4(file) and any(name == b"moof" for name, _ in _mp4_boxes(file))
 
 
-def _end(path: Path) -> int:
+def _end(file: BinaryIO) -> int:
     """Where the outermost boxes end; 0 where the container does not tell."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-        if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"AVI ":
-            return max((end for _, _, end in _riff_chunks(file)), default=0)
-        if int.from_bytes(head[:4], "big") == _EBML:
-            return _matroska_end(file)
-        if _is_mp4(file):
-            return max((end for name, _, end in _mp4_boxes(file) if name in (b"mdat", b"moof", b"moov")), default=0)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return max(_riff_ends(file), default=0)
+    if int.from_bytes(head[:4], "big") == _EBML:
+        return _matroska_end(file)
+    if _is_mp4(file):
+        return max((end for name, end in _mp4_boxes(file) if name in (b"mdat", b"moof", b"moov")), default=0)
     return 0
 
 
@@ -56,8 +60,8 @@ def _is_mp4(file: BinaryIO) -> bool:
     return file.read(4) in _MP4_BOXES
 
 
-def _mp4_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of the outermost boxes, up to the first that is none."""
+def _mp4_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(name, end) of the outermost boxes, up to the first that is none."""
     position = 0
     while True:
         file.seek(position)
@@ -70,12 +74,12 @@ def _mp4_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         if size < 8:
             # 0: to the end of the file
             return
-        yield name, position, position + size
+        yield name, position + size
         position += size
 
 
-def _riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of the outermost chunks: a large AVI has several."""
+def _riff_ends(file: BinaryIO) -> Iterator[int]:
+    """The ends of the outermost chunks: a large AVI has several."""
     position = 0
     while True:
         file.seek(position)
@@ -86,7 +90,7 @@ def _riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         if size in (0, 2**32 - 1):
             # written to a stream, where nobody went back to note it
             return
-        yield head[8:], position, position + 8 + size
+        yield position + 8 + size
         position += 8 + size + size % 2
 
 
