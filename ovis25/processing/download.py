@@ -117,7 +117,7 @@ def _answer(address: str, deadline: _Deadline) -> http.client.HTTPResponse:
     if proxy and not urllib.request.proxy_bypass(parts.hostname):
         return _answer_through_proxy(parts, proxy, deadline)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=deadline.remaining())
+    connection = kind(parts.hostname, parts.port or kind.default_port, timeout=deadline.remaining())
     raw = deadline.watch(_connected(_resolved(parts.hostname, connection.port), deadline))
     # a connection that has its socket makes none of its own
     connection.sock = _secured(raw, parts.hostname, deadline) if parts.scheme == "https" else raw
@@ -134,11 +134,11 @@ def _answer_through_proxy(parts, proxy: str, deadline: _Deadline) -> http.client
         pair = f"{urllib.parse.unquote(via.username)}:{urllib.parse.unquote(via.password or '')}"
         credentials = {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
     if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(via.hostname, via.port, timeout=deadline.remaining())
+        connection = http.client.HTTPSConnection(via.hostname, via.port or 80, timeout=deadline.remaining())
         connection.set_tunnel(parts.hostname, parts.port, credentials)
         selector = _selector(parts)
     else:
-        connection = http.client.HTTPConnection(via.hostname, via.port, timeout=deadline.remaining())
+        connection = http.client.HTTPConnection(via.hostname, via.port or 80, timeout=deadline.remaining())
         headers |= {**credentials, "Host": parts.netloc.rpartition("@")[2]}
         selector = urllib.parse.urlunsplit(parts._replace(fragment=""))
     connection.connect()
