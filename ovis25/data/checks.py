@@ -1,17 +1,20 @@
 """What can be known of a sample without decoding a pixel: its files, its sizes, its length, the budget that fits."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from ovis25.constants import IGNORE_INDEX, SIZE_FACTOR
+from ovis25.constants import IGNORE_INDEX, MAX_IMAGE_MEGAPIXELS, SIZE_FACTOR
 from ovis25.data.schema import Sample, SampleError, ToolImage
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.chat import tokenize, training_text
 from ovis25.processing.image import ImageSource, grid_of, image_size, num_visual_tokens
 from ovis25.processing.video import sample_indices, video_info
+from ovis25.reduced import full_size, remember_full_size
 from ovis25.tools import ToolError, toolbox
 
 Budget = tuple[int, int]
@@ -128,11 +131,16 @@ def visual_sizes(sample: Sample, limits: VisualLimits) -> list[tuple[int, int, i
     """
     try:
         if sample.video is None:
+            budget = limits.budget(sample.kind)
+            size_of = partial(image_size, max_megapixels=limits.max_image_megapixels, max_pixels=budget[1])
+            if not any(isinstance(image, ToolImage) for image in sample.images):
+                return [(1, *size_of(image)) for image in sample.images]
             # a tool needs no pixels to tell how large its result will be
-            blanks = tool_images(sample, lambda image: Image.new("1", image_size(image)[::-1]))
-            return [(1, image.height, image.width) for image in blanks]
+            blanks = tool_images(sample, lambda image: _blank(*size_of(image)))
+            return [(1, *full_size(image)) for image in blanks]
         if isinstance(sample.video, list):
-            num_frames, (height, width) = len(sample.video), image_size(sample.video[0])
+            num_frames = len(sample.video)
+            height, width = image_size(sample.video[0], limits.max_image_megapixels, limits.video_max_pixels)
         else:
             num_frames, height, width = video_info(sample.video)
         return [(len(sample_indices(num_frames, limits.min_frames, limits.max_frames)), height, width)]
@@ -140,6 +148,13 @@ def visual_sizes(sample: Sample, limits: VisualLimits) -> list[tuple[int, int, i
         raise
     except ValueError as error:
         raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
+
+
+def _blank(height: int, width: int) -> Image.Image:
+    """A picture of this size without pixels; of a very large one a reduced one, as it is read."""
+    scale = 1 if height * width <= MAX_IMAGE_MEGAPIXELS * 1e6 else 8
+    blank = Image.new("1", (math.ceil(width / scale), math.ceil(height / scale)))
+    return blank if scale == 1 else remember_full_size(blank, height, width)
 
 
 def grids_of(sizes: list[tuple[int, int, int]], budget: Budget) -> list[Grid]:

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
+from ovis25.constants import MAX_IMAGE_MEGAPIXELS, SINGLE_IMAGE_PIXELS
 from ovis25.data.checks import Budget, Defect, Grid, LengthLimits, LongSampleError, locate, measure, tool_images
 from ovis25.data.datainfo import ORIGIN_KEY
 from ovis25.data.schema import Sample, SampleError, parse_sample
@@ -244,13 +246,20 @@ class ConversationDataset(Dataset):
             if sample.video is not None:
                 inputs = [self.processor.load_frames(sample.video, self.limits)]
             else:
-                inputs = [[image] for image in tool_images(sample, open_image)]
+                inputs = [[image] for image in tool_images(sample, partial(open_image, **self._bounds(budget)))]
             cut = patchify_bytes if self.raw_pixels else patchify
             return [cut(frames, *budget) for frames in inputs]
         except SampleError:
             raise
         except ValueError as error:
             raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
+
+    def _bounds(self, budget: Budget | None) -> dict[str, float]:
+        """What `open_image` is to know of the limits, where its defaults do not say it."""
+        limit = self.limits.max_image_megapixels
+        if budget is None or (limit == MAX_IMAGE_MEGAPIXELS and budget[1] <= SINGLE_IMAGE_PIXELS[1]):
+            return {}
+        return {"max_megapixels": limit, "max_pixels": budget[1]}
 
     def _sample(self, row_index: int) -> Sample:
         return locate(parse_sample(self.rows[row_index]), self.folder)

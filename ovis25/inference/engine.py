@@ -35,7 +35,7 @@ from ovis25.model import Ovis2_5
 from ovis25.model.adapter import load_adapter
 from ovis25.processing import Ovis2_5Processor
 from ovis25.processing.chat import tokenize, tool_result_ids
-from ovis25.processing.image import ImageSource, open_image
+from ovis25.processing.image import ImageSource
 from ovis25.processing.processor import Grid, VideoSource, visual_tensors
 from ovis25.tools import Toolbox, toolbox
 
@@ -231,7 +231,7 @@ class Ovis25Inference:
         sentence = GROUNDING_PROMPTS[request_type]
         if prompt.strip() and sentence not in prompt:
             prompt = f"{prompt.rstrip()}\n{sentence}"
-        picture = _opened(image)
+        picture = self._opened(image)
         reply = self.single_image_inference(picture, prompt, **options)
         if not parse:
             return reply
@@ -288,13 +288,19 @@ class Ovis25Inference:
 
     request = staticmethod(make_request)
 
+    def _opened(self, image: ImageSource) -> Image.Image:
+        try:
+            return self.processor.open_image(image)
+        except ValueError as error:
+            raise RequestError(f"image: {error}") from error
+
     def encode(self, request: Request) -> Prompt:
         """Read the visuals and tokenize. Raises RequestError."""
         request.check()
         text = self.processor.apply_chat_template(
             request.messages(), add_generation_prompt=True, enable_thinking=request.enable_thinking
         )
-        images = [_opened(image) for image in request.images]
+        images = [self._opened(image) for image in request.images]
         try:
             pixels, grids = self.processor.preprocess(
                 images, request.video, (request.min_pixels, request.max_pixels), request.num_frames, raw_pixels=True
@@ -391,10 +397,8 @@ class Ovis25Inference:
             return tool_result_ids(tokenizer, result), None
         # a crop is shown with the budget of the request's own images
         kind = "multiple_image" if len(request.images) > 1 else "single_image"
-        low, high = self.processor.limits.budget(kind)
-        pixels, grids = self.processor.preprocess(
-            [result], None, (request.min_pixels or low, request.max_pixels or high), raw_pixels=True
-        )
+        budget = self.processor.complete_budget((request.min_pixels, request.max_pixels), kind)
+        pixels, grids = self.processor.preprocess([result], None, budget, raw_pixels=True)
         ids = tool_result_ids(tokenizer, grids[0])
         visuals = {name: tensor.to(self.device) for name, tensor in visual_tensors(pixels, grids).items()}
         return ids, self.model.get_inputs_embeds(torch.tensor([ids], device=self.device), **visuals)[0]
@@ -458,13 +462,6 @@ def _named_tools(names: Iterable[str]) -> Toolbox:
         return toolbox(names)
     except ValueError as error:
         raise RequestError(f"tools: {error}") from error
-
-
-def _opened(image: ImageSource) -> Image.Image:
-    try:
-        return open_image(image)
-    except ValueError as error:
-        raise RequestError(f"image: {error}") from error
 
 
 def _checked(generation: dict) -> dict:

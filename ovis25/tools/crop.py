@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from ovis25.reduced import full_size, remember_full_size
 from ovis25.tools.base import ToolError
 
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
@@ -33,7 +34,7 @@ class CropTool:
             raise ToolError(f"there is no image {index}; there are {len(images)}")
         image = images[index - 1]
         x1, y1, x2, y2 = map(float, numbers)
-        width, height = image.size
+        height, width = full_size(image)
         if all(0 <= value <= 1 for value in (x1, y1, x2, y2)):
             x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
         left, top = max(math.floor(x1), 0), max(math.floor(y1), 0)
@@ -43,4 +44,15 @@ class CropTool:
                 f"the box {arguments.strip()} holds nothing of the image, which is {width} wide and {height} high; "
                 "x1 < x2 and y1 < y2 must lie inside"
             )
-        return image.crop((left, top, right, bottom))
+        return _cropped(image, (left, top, right, bottom))
+
+
+def _cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """The part in `box`, which is in pixels of the whole picture where this is a reduced one."""
+    height, width = full_size(image)
+    if (width, height) == image.size:
+        return image.crop(box)
+    shares = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+    left, top = math.floor(shares[0] * image.width), math.floor(shares[1] * image.height)
+    part = image.crop((left, top, math.ceil(shares[2] * image.width), math.ceil(shares[3] * image.height)))
+    return remember_full_size(part, box[3] - box[1], box[2] - box[0])

@@ -6,7 +6,7 @@ Own keys are the fields of `TrainConfig`; every other key is a name of transform
 import dataclasses
 from dataclasses import dataclass, field
 
-from ovis25.constants import MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
+from ovis25.constants import MAX_IMAGE_MEGAPIXELS, MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
 from ovis25.training.config.kinds import Kind, kind_of
 from ovis25.training.config.trainer_keys import TRAINER_KINDS, default_of
 from ovis25.training.config.trl_keys import PASSED_ON
@@ -71,6 +71,9 @@ class TrainConfig:
     )
     video_min_pixels: int = _setting(VIDEO_PIXELS[0], "pixel budget of each video frame", **_PIXELS)
     video_max_pixels: int = _setting(VIDEO_PIXELS[1], "pixel budget of each video frame", **_PIXELS)
+    max_image_megapixels: float = _setting(
+        MAX_IMAGE_MEGAPIXELS, "largest picture file; a larger JPEG is read reduced", above=0, most=10**6
+    )
     min_frames: int = _setting(8, "frames taken of a video, at least", **_FRAMES)
     max_frames: int = _setting(8, "frames taken of a video, at most", **_FRAMES)
     on_bad_sample: str = _setting(

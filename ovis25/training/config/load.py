@@ -6,6 +6,7 @@ from pathlib import Path
 from ovis25.data import datainfo
 from ovis25.data.source import DataError
 from ovis25.files import REPOSITORY_ROOT, read_json_object, resolve_input
+from ovis25.processing.limits import following_minima
 from ovis25.text import nearest, shorten
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training.config import trl_keys
@@ -49,6 +50,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
         kind_of_key[name] = KINDS[name].read(written_as.get(name, name), value)
     # null means the default
     own = {name: value for name, value in own.items() if value is not None}
+    own |= following_minima(own)
     config = TrainConfig(
         **own, trainer=trainer, trl=trl, config_dir=str(config_path.parent), notes=notes, spelled=written_as
     )
