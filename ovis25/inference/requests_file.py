@@ -229,8 +229,8 @@ def _checked_id(value):
 
 def _located(fields: dict, folder: Path) -> dict:
     """The fields with their file names found; other types are left to the request's own checks."""
-    for key in ("image", "video", "images"):
-        value = fields.get(key)
+    for key in {"image", "images", "video"} & fields.keys():
+        value = fields[key]
         if isinstance(value, list):
             fields[key] = [_located_file(f"{key}[{index}]", name, folder) for index, name in enumerate(value)]
         else:
