@@ -13,9 +13,12 @@ from ovis25.processing.image import ImageSource, image_size, num_visual_tokens, 
 from ovis25.processing.limits import VisualLimits
 from ovis25.processing.processor import Grid
 from ovis25.processing.video import video_info
+from ovis25.text import shorten
 
 # a text with more characters per position than any language has is looked at by its beginning first
 _CHARACTERS_PER_TOKEN = 16
+# some libraries repeat what they were given
+_LONGEST_REASON = 1000
 # what Pillow and its plugins raise for sources that cannot be read, closed pictures among them
 PICTURE_ERRORS = (ValueError, OSError, AttributeError, TypeError, SyntaxError, Image.DecompressionBombError)
 
@@ -136,4 +139,7 @@ def _is_address(source) -> bool:
 
 
 def _named(kind: str, error: Exception) -> RequestError:
-    return error if isinstance(error, RequestError) else RequestError(f"{kind}: {error}")
+    if isinstance(error, RequestError):
+        return error
+    said = str(error)
+    return RequestError(f"{kind}: {said if len(said) <= _LONGEST_REASON else shorten(said, _LONGEST_REASON)}")

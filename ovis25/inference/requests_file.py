@@ -229,12 +229,12 @@ def _checked_id(value):
 
 def _located(fields: dict, folder: Path) -> dict:
     """The fields with their file names found; other types are left to the request's own checks."""
-    for key in {"image", "images", "video"} & fields.keys():
-        value = fields[key]
-        if isinstance(value, list):
-            fields[key] = [_located_file(f"{key}[{index}]", name, folder) for index, name in enumerate(value)]
-        else:
-            fields[key] = _located_file(key, value, folder)
+    for key in ("image", "video"):
+        if isinstance(fields.get(key), str):
+            fields[key] = _located_file(key, fields[key], folder)
+    for key in ("images", "video"):
+        if isinstance(fields.get(key), list):
+            fields[key] = [_located_file(f"{key}[{index}]", name, folder) for index, name in enumerate(fields[key])]
     return fields
 
 
