@@ -251,7 +251,6 @@ def test_closed_pictures_and_wrong_arguments(engine, folder, picture):
         lambda: engine.text_only_inference("a", stop_strings=5),
         lambda: engine.text_only_inference("a", bad_words_ids=[1]),
         lambda: engine.text_only_inference("a", cache_implementation="paper"),
-        lambda: engine.text_only_inference("a", max_new_tokens=10**5000),
         lambda: engine.batch_inference(None),
         lambda: engine.batch_inference({"prompt": "a"}),
         lambda: engine.batch_inference([None]),
@@ -370,16 +369,16 @@ class Odd:
         ("Odd other", "KeyError"),
         ("Crop [10, 0, 11, 6000]", None),
         ("Crop [1e400, 0, 1, 1]", "holds nothing of the image"),
-        ("Crop [" + "1" * 3000, "is no box"),
+        ("Crop [" + "1" * 250, "is no box"),
         ("Odd turn", None),
     ],
 )
 def test_what_a_tool_does_is_told_to_the_model(engine, picture, call, told):
     tokenizer = engine.processor.tokenizer
     script = [tokenize(tokenizer, text, [])[0] for text in (f"<tool_call>{call}</tool_call>", "Well.<|im_end|>")]
-    tall = picture.resize((120, 6000))
+    tall = picture.resize((600, 6000))
     reply = engine.single_image_inference(
-        tall, "Read.", tools=Toolbox([CropTool(), Odd()]), return_thinking=True, max_new_tokens=9000, **SMALL,
+        tall, "Read.", tools=Toolbox([CropTool(), Odd()]), return_thinking=True, max_new_tokens=900, max_pixels=256 * 256,
         logits_processor=[Scripted(sum(script, []))], **GREEDY,
     )  # fmt: skip
     (result,) = reply.tool_calls
