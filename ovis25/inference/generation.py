@@ -71,6 +71,8 @@ def check_generation(given: dict, vocab_size: float = math.inf) -> dict:
         if name in _REFUSED and value not in (False, 1):
             raise RequestError(f"{name} must be left out: {_REFUSED[name]}")
         _check(name, value, vocab_size)
+    # transformers refuses a whole number where it wants a fraction
+    given |= {name: float(value) for name, value in given.items() if name in ("temperature", *_SHARES, *_REAL)}
     if given.get("temperature") == 0:
         given.pop("temperature")
         given["do_sample"] = False
