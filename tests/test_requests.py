@@ -378,8 +378,8 @@ def test_what_a_tool_does_is_told_to_the_model(engine, picture, call, told):
     script = [tokenize(tokenizer, text, [])[0] for text in (f"<tool_call>{call}</tool_call>", "Well.<|im_end|>")]
     tall = picture.resize((600, 6000))
     reply = engine.single_image_inference(
-        tall, "Read.", tools=Toolbox([CropTool(), Odd()]), return_thinking=True, max_new_tokens=900, max_pixels=256 * 256,
-        logits_processor=[Scripted(sum(script, []))], **GREEDY,
+        tall, "Read.", tools=Toolbox([CropTool(), Odd()]), return_thinking=True, max_new_tokens=900,
+        max_pixels=256 * 256, logits_processor=[Scripted(sum(script, []))], **GREEDY,
     )  # fmt: skip
     (result,) = reply.tool_calls
     assert reply.answer == "Well." and reply.stop_reason == "stop"
