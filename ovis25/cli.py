@@ -12,15 +12,19 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
+from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from ovis25 import __version__
 from ovis25.data import DataError
 from ovis25.inference import Ovis25Inference, RequestError
-from ovis25.inference.grounding import GROUNDING_PROMPTS
-from ovis25.inference.requests_file import answer_file, reply_record
-from ovis25.inference.terminal import HELP, print_stream, run_chat
+from ovis25.inference.checks import check_whole
+from ovis25.inference.grounding import COORDINATES, GROUNDING_PROMPTS
+from ovis25.inference.request import make_request
+from ovis25.inference.requests_file import answer_file, json_text, reply_record
+from ovis25.inference.terminal import HELP, named_file, print_stream, run_chat, speak_utf8
 from ovis25.merge import merge_adapter
+from ovis25.text import escape_controls
 from ovis25.tiny.exam import print_exam, run_exam
 from ovis25.tiny.strips import KINDS, parse_source
 from ovis25.tools import BUILT_IN, toolbox
@@ -164,7 +168,7 @@ _INFER_TEXTS = {
     "error. Generation arguments of transformers are options too: --temperature 0 --top_p 0.9; and the\n"
     "engine's: --max_new_tokens N (default: 1024), --max_pixels N, --num_frames N (default: as trained).\n"
     "With --requests, a file of requests (JSON Lines: prompt, image, images, video, enable_thinking, ...) is\n"
-    "answered in batches; the same command goes on where it stopped.",
+    "answered in batches, a line's own generation arguments win; the same command goes on where it stopped.",
     "epilog": "examples:\n"
     '  ovis25 infer output/tiny --image strip.png --prompt "Read the digits." --think --budget 64\n'
     "  ovis25 infer output/tiny --requests requests.jsonl --output replies.jsonl",
@@ -179,9 +183,10 @@ _CHAT_TEXTS = {
 def _add_infer_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_arguments(parser)
     parser.add_argument("--prompt", help="the question")
-    parser.add_argument("--image", action="append", default=[], help="a file or address; may be repeated")
+    parser.add_argument("--image", action="append", default=[], help="a file, address or data: URL; may be repeated")
     parser.add_argument("--video", help="a file")
     parser.add_argument("--ground", choices=list(GROUNDING_PROMPTS), help="ask where it is, in the one --image")
+    parser.add_argument("--coordinates", choices=COORDINATES, help="with --ground: the model's unit (default: shares)")
     parser.add_argument("--draw", metavar="PNG", help="with --ground: write the picture with what was found")
     parser.add_argument("--json", action="store_true", help="print the whole reply as one JSON object")
     parser.add_argument("--requests", metavar="JSONL", help="a file of requests instead of --prompt")
@@ -212,6 +217,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
     _quieten()
+    speak_utf8()
     try:
         options = {"system": parsed.system} if parsed.system else {}
         if parsed.think or parsed.budget is not None:
@@ -223,7 +229,10 @@ def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
         options |= _generation_options(overrides)
         if parsed.command == "infer":
             _check_infer(parsed)
+        # before the model is loaded: unknown names, wrong types and ranges
+        make_request("a question" if parsed.command == "chat" or parsed.requests else parsed.prompt, **options)
         if parsed.seed is not None:
+            check_whole("--seed", parsed.seed, 0, 2**63 - 1)
             torch.manual_seed(parsed.seed)
         dtype = getattr(torch, parsed.dtype) if parsed.dtype else None
         engine = Ovis25Inference(parsed.model, parsed.device, dtype, base=parsed.base, check_base=not parsed.anyway)
@@ -239,10 +248,10 @@ def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; with --requests the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if os.environ.get("OVIS25_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -255,27 +264,47 @@ def _check_infer(parsed: argparse.Namespace) -> None:
         raise RequestError("with --requests, images, videos and prompts stand in the file; its replies are JSON")
     if parsed.ground and (len(parsed.image) != 1 or parsed.video):
         raise RequestError(f"--ground needs one --image; {len(parsed.image)} were given")
-    if parsed.draw and not parsed.ground:
-        raise RequestError("--draw needs --ground box or --ground point")
+    if (parsed.draw or parsed.coordinates) and not parsed.ground:
+        raise RequestError(f"--{'draw' if parsed.draw else 'coordinates'} needs --ground box or --ground point")
+    if parsed.draw:
+        _check_picture_name(Path(parsed.draw))
     if parsed.batch_size < 1:
         raise RequestError(f"--batch_size is {parsed.batch_size}; it must be at least 1")
+    parsed.image = [named_file("image", name) for name in parsed.image]
+    parsed.video = named_file("video", parsed.video) if parsed.video is not None else None
+
+
+def _check_picture_name(path: Path) -> None:
+    """Before anything is asked: a picture can be written there."""
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise RequestError(f"--draw {path}: no picture format ends in {path.suffix or 'nothing'!r}; name it .png")
+    if not path.parent.is_dir() or path.is_dir():
+        raise RequestError(f"--draw {path}: {'it is a folder' if path.is_dir() else f'{path.parent} is no folder'}")
 
 
 def _infer(engine: Ovis25Inference, parsed: argparse.Namespace, options: dict) -> None:
     if parsed.ground:
-        found = engine.grounding_inference(parsed.image[0], parsed.prompt, parsed.ground, parse=True, **options)
-        record = {"answer": found.answer, "boxes": found.boxes, "points": found.points}
-        print(json.dumps(record, ensure_ascii=False) if parsed.json else found.answer)
-        if parsed.draw:
-            found.draw().save(parsed.draw)
+        _ground(engine, parsed, options)
         return
     stream = engine.stream(parsed.prompt, parsed.image, parsed.video, **options)
     if parsed.json:
         for _ in stream:
             pass
-        print(json.dumps(reply_record(stream.reply), ensure_ascii=False))
+        print(json_text(reply_record(stream.reply)))
     else:
         print_stream(stream)
+
+
+def _ground(engine: Ovis25Inference, parsed: argparse.Namespace, options: dict) -> None:
+    found = engine.grounding_inference(
+        parsed.image[0], parsed.prompt, parsed.ground, parse=True, coordinates=parsed.coordinates, **options
+    )
+    if parsed.draw:
+        found.draw().save(parsed.draw)
+    record = {"answer": found.answer, "boxes": found.boxes, "points": found.points, "problems": found.problems}
+    print(json_text(record) if parsed.json else escape_controls(found.answer))
+    for problem in found.problems:
+        print(escape_controls(f"note: {problem}"), file=sys.stderr)
 
 
 def _generation_options(overrides: list[str]) -> dict:
@@ -284,11 +313,16 @@ def _generation_options(overrides: list[str]) -> dict:
     for name, value in zip(rest[::2], [*rest[1::2], None], strict=False):
         if not name.startswith("--") or value is None:
             raise RequestError(f"{name}: options are written --name value")
-        try:
-            options[name[2:].replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name[2:].replace("-", "_")] = value
+        options[name[2:].replace("-", "_")] = _option_value(value)
     return options
+
+
+def _option_value(text: str):
+    """JSON where it is JSON, also with Python's True, False and None; else the text."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except (ValueError, RecursionError):
+        return text
 
 
 _TRAIN_DESCRIPTION = "Fine-tune an Ovis2.5 checkpoint as a config file says. Start it again to resume it."

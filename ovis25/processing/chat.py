@@ -135,3 +135,13 @@ def tool_result_ids(tokenizer, result: str | tuple[int, int, int]) -> list[int]:
         text = f"{TOOL_RESPONSE_BEGIN}{result}{TOOL_RESPONSE_END}"
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return [IMAGE_BEGIN_ID, *[VISUAL_ATOM_ID] * num_visual_tokens(result), IMAGE_END_ID]
+
+
+def harmless(tokenizer, text: str) -> str:
+    """A text in which no control token is left: `<|im_end|>` becomes `&lt;|im_end|>`, so for tags and placeholders.
+
+    What a tool gives is somebody else's text; it must not end its own tags, or begin a turn.
+    """
+    controls = [*tokenizer.get_added_vocab(), IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER]
+    pattern = "|".join(re.escape(control[1:]) for control in controls if control[0] == "<")
+    return re.sub(f"<(?={pattern})", "&lt;", text)
