@@ -15,10 +15,11 @@ a parameter. QLoRA keeps the LLM's linear layers in 4.127 bits: NormalFloat with
 et al., arXiv 2305.14314, section 3).
 
 What a micro-batch adds at its worst moment is counted: see `activations`. To it come the largest weight that ZeRO-3
-gathers, and the one that QLoRA unpacks.
+gathers, and the one that QLoRA unpacks. Where DeepSpeed's step takes more, with its float32 copy of the gradients,
+that stands instead.
 
-Not counted: communication buckets, what DeepSpeed's step needs for a moment, the allocator's fragmentation, buffers
-inside kernels, CUDA's own context (about 1 GB). 6 % of each device are left free for them.
+Not counted: communication buckets, the allocator's fragmentation, buffers inside kernels, CUDA's own context (about
+1 GB). 6 % of each device are left free for them.
 """
 
 from ovis25.training.memory.activations import Pass, activation_peak, tower_bytes

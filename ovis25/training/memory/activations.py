@@ -100,12 +100,12 @@ def tower_bytes(
     number = (config.vit_config if name == "vision" else config.llm_config).num_hidden_layers
     # the shapes as text: what decides the count, and can be looked up again
     arguments = (config.to_json_string(use_diff=False), choice, workload, numbers, how)
+    last = _count_tower(name, min(number, 2), *arguments)
+    if number == 1 or not last.kept:
+        return last
     first = _count_tower(name, 1, *arguments)
-    if number == 1:
-        return first
-    second = _count_tower(name, 2, *arguments)
-    more = (number - 2) * (second.kept - first.kept)
-    return Tower(second.kept + more, max(first.peak, second.peak) + more)
+    more = (number - 2) * (last.kept - first.kept)
+    return Tower(last.kept + more, max(first.peak, last.peak) + more)
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,8 @@ from ovis25.training.modules import choose_trained, parse_train_modules
 
 _FOUR_BITS = 4.127 / 8
 _ADAPTER_BYTES = 4
+# parameters that DeepSpeed updates at once under ZeRO-3 (its default)
+_SUB_GROUP = 10**9
 
 
 def released_config(size: str) -> Ovis2_5_Config:
@@ -129,3 +131,13 @@ def gathered_bytes(counts: Counts, strategy: Strategy, numbers: NumberFormat) ->
     if strategy.four_bit:
         return counts.quantised_largest * 2
     return counts.gathered_largest * numbers.weights * (strategy.stage == 3)
+
+
+def step_bytes(counts: Counts, strategy: Strategy, num_devices: int, numbers: NumberFormat) -> float:
+    """What the optimizer's step needs for a moment, when no activation lives: DeepSpeed's float32 copy of the
+    half-precision gradients that a device updates with (as its code reads; at most).
+    """
+    if not strategy.settings.get("deepspeed") or strategy.offload or numbers.gradients == 4:
+        return 0
+    updated = counts.trained / (num_devices if strategy.stage else 1)
+    return 4 * (min(updated, _SUB_GROUP) if strategy.stage == 3 else updated)

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from ovis25.model import Ovis2_5_Config
 from ovis25.training.memory.activations import TOWERS, Pass, activation_peak
-from ovis25.training.memory.counts import Choice, Counts, count, gathered_bytes, static_bytes
+from ovis25.training.memory.counts import Choice, Counts, count, gathered_bytes, static_bytes, step_bytes
 from ovis25.training.memory.formats import MIXED, STRATEGIES, NumberFormat, Strategy
 from ovis25.training.memory.workload import Workload
 
@@ -17,9 +17,9 @@ USABLE = 0.94
 class Estimate:
     """Bytes on each device, and `host` bytes of the machine's memory for each device.
 
-    `activations` is all that a micro-batch adds at its worst moment, `activations_checkpointed` the same with gradient
-    checkpointing. `transferred` bytes cross between device and host in each optimizer step, `each_pass` in each
-    micro-batch.
+    `activations` is all that a micro-batch adds at its worst moment, or the step after it where that takes more,
+    `activations_checkpointed` the same with gradient checkpointing. `transferred` bytes cross between device and host
+    in each optimizer step, `each_pass` in each micro-batch.
     """
 
     strategy: Strategy
@@ -68,8 +68,9 @@ class Setup:
         counts = self.counts
         weights, gradients, optimizer, host = static_bytes(counts, strategy, self.num_devices, self.numbers)
         gathered = gathered_bytes(counts, strategy, self.numbers)
-        checkpointed = self._peak(strategy.lora, self.towers) + gathered
-        whole = checkpointed if only_checkpointed else self._peak(strategy.lora, ()) + gathered
+        step = step_bytes(counts, strategy, self.num_devices, self.numbers)
+        checkpointed = max(self._peak(strategy.lora, self.towers) + gathered, step)
+        whole = checkpointed if only_checkpointed else max(self._peak(strategy.lora, ()) + gathered, step)
         to_host, each_pass = self._transfers(strategy, counts)
         return Estimate(strategy, weights, gradients, optimizer, whole, checkpointed, host, to_host, each_pass)
 

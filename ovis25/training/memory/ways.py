@@ -75,8 +75,6 @@ def complete_settings(config: TrainConfig, strategy: Strategy, is_checkpointed: 
         settings["use_lora"] = False
     settings["gradient_checkpointing"] = is_checkpointed
     trainer = config.trainer
-    if trainer.get("activation_checkpointing") is not None:
-        settings["activation_checkpointing"] = is_checkpointed
     if is_checkpointed and config.gradient_checkpointing_towers != "both":
         settings["gradient_checkpointing_towers"] = "both"
     if trainer.get("fsdp"):
@@ -140,4 +138,4 @@ def _of_deepspeed(settings: str | dict) -> Strategy:
         settings = json.loads(Path(settings).read_text(encoding="utf-8"))
     zero = settings.get("zero_optimization", {})
     stage, offload = zero.get("stage", 0), "offload_optimizer" in zero
-    return Strategy(f"ZeRO-{stage}{' offload' if offload else ''}", {}, stage, offload)
+    return Strategy(f"ZeRO-{stage}{' offload' if offload else ''}", {"deepspeed": settings}, stage, offload)
