@@ -13,7 +13,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ovis25.checkpoint import resolve_checkpoint
-from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
 from ovis25.data import ConversationDataset, datainfo
 from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5, Ovis2_5_Config
@@ -383,8 +382,17 @@ def early_stopping_patience(config: TrainConfig, arguments: TrainingArguments) -
     return config.early_stopping_patience
 
 
-def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float32: bool = False) -> str:
-    """The table of `ovis25 plan`: released models by their name, without a download."""
+def memory_plan(
+    config: TrainConfig,
+    machine: memory.Machine,
+    in_float32: bool = False,
+    kinds: tuple[str, ...] = memory.KINDS,
+    with_full: bool = False,
+) -> memory.MemoryPlan:
+    """What `ovis25 plan` answers: released models by their name, without a download.
+
+    `kinds` of samples are in the data; `with_full` compares full fine-tuning for LoRA configs too.
+    """
     size = next((size for size in ("2B", "9B") if f"Ovis2.5-{size}" in config.model_path), None)
     if size and not os.path.isdir(config.model_path):
         shapes = memory.released_config(size)
@@ -392,25 +400,18 @@ def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float
         folder = resolve_checkpoint(resolve_model_path(config.model_path))
         check_folder(folder)
         shapes = Ovis2_5_Config.from_pretrained(folder)
-    longest = config.multimodal_max_length
-    patches = min(config.single_image_max_pixels // PATCH_SIZE**2, HIDDEN_STRIDE**2 * longest)
-    if config.packing:
-        # as many images as fit, with their two indicators
-        patches *= max(longest // (patches // HIDDEN_STRIDE**2 + 2), 1)
-    samples = config.value("per_device_train_batch_size")
-    workload = memory.Workload(samples, longest, patches)
+    visual_limits(config)
     choice = memory.Choice(
         config.train_modules, config.freeze_vision_tower, config.freeze_llm,
         config.lora_r, _names(config.lora_target_modules), config.apply_lora_to_vision,
+        _names(config.lora_modules_to_save), config.lora_dropout, config.use_dora,
     )  # fmt: skip
-    numbers = memory.FLOAT32 if float32 else memory.MIXED
-    estimates = memory.estimate_all(shapes, choice, workload, num_devices, numbers)
-    heading = (
-        f"{config.model_path} on {num_devices} x {memory.format_bytes(device_memory)}\n"
-        f"a micro-batch of {samples} x ({workload.num_tokens:,} tokens, {patches:,} patches, "
-        f"{workload.num_learned // samples:,} learned) in {'float32' if float32 else 'bfloat16'}\n"
-    )
-    optimizer = config.value("optim")
-    if optimizer and not optimizer.startswith("adamw_torch"):
-        heading += f"the optimizer's column is AdamW's, not that of optim {optimizer} (see docs/benchmarks.md)\n"
-    return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"
+    trainer = config.trainer
+    in_float32 = in_float32 or config.dtype == "float32" or (trainer.get("bf16") is False and not trainer.get("fp16"))
+    return memory.plan_memory(
+        memory.Run(
+            config, shapes, choice, machine,
+            config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps"),
+            kinds, in_float32, with_full,
+        )
+    )  # fmt: skip
