@@ -12,8 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ovis25.constants import PATCH_SIZE  # noqa: E402
-from ovis25.training import memory  # noqa: E402
+from ovis25.training import build, memory  # noqa: E402
 from ovis25.training.config import load_config  # noqa: E402
 
 PAGES = ("README.md", "src_theo/README.md")
@@ -40,18 +39,15 @@ STAGES = {
 
 
 @functools.cache
-def estimates_of(size: str, num_devices: int) -> list[memory.Estimate]:
-    """The planner's figures for the shipped config of that size."""
+def plan_of(size: str, num_devices: int, device_memory: str = DEVICE_MEMORY) -> memory.MemoryPlan:
+    """What the planner says of the shipped config of that size."""
     config = load_config(ROOT / "src_theo" / CONFIGS[size][0])
-    num_patches = config.single_image_max_pixels // PATCH_SIZE**2
-    workload = memory.Workload(config.trainer["per_device_train_batch_size"], config.multimodal_max_length, num_patches)
-    choice = memory.Choice(config.train_modules, config.freeze_vision_tower, config.freeze_llm)
-    return memory.estimate_all(memory.released_config(size), choice, workload, num_devices)
+    return build.memory_plan(config, memory.Machine(num_devices, memory.parse_bytes(device_memory)))
 
 
 def table() -> list[str]:
     """A row for each stage: GB per device with gradient checkpointing, and the share of the first row."""
-    figures = {size: {e.strategy.name: e for e in estimates_of(size, num)} for size, (_, num) in CONFIGS.items()}
+    figures = {size: {e.strategy.name: e for e in plan_of(size, num).estimates} for size, (_, num) in CONFIGS.items()}
     heads = [f"{size} on {num}, GB each" for size, (_, num) in CONFIGS.items()]
     lines = [f"| `deepspeed` | each device keeps a share of | {' | '.join(heads)} | speed: what travels |"]
     lines.append("|---|---|---|---|---|")
@@ -89,11 +85,11 @@ def _devices(num: int) -> str:
 
 
 def _recommended(size: str, num_devices: int, device_memory: str) -> str:
-    found = memory.recommend(estimates_of(size, num_devices), memory.parse_bytes(device_memory))
-    if found is None:
+    ways = plan_of(size, num_devices, device_memory).recommendation.ways
+    if not ways:
         return "nothing fits"
-    estimate, is_checkpointed = found
-    return f"{estimate.strategy.name}{' with gradient checkpointing' if is_checkpointed else ''}"
+    sizes = "".join(f", {name} {value:,}" for name, value in ways[0].changes.items())
+    return f"{ways[0].strategy}{' with gradient checkpointing' if ways[0].is_checkpointed else ''}{sizes}"
 
 
 def guide() -> str:
@@ -106,7 +102,7 @@ def guide() -> str:
     ]
     rule = [
         "Take the first that fits: a later one shares more, and sends no less. `train_config.json` holds ZeRO-2 for",
-        "the 9B, `train_config_2b.json` ZeRO-1. The planner prefers to do without gradient checkpointing; it chooses:",
+        "the 9B, `train_config_2b.json` ZeRO-1. For the largest samples that those configs allow, the planner chooses:",
     ]
     return "\n".join([BEGIN, *intro, "", *table(), "", *rule, "", *advice(), END])
 
