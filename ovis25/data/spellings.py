@@ -2,11 +2,10 @@
 
 from ovis25.data.errors import SampleError, label
 from ovis25.data.sources import VISUAL_KEYS
-from ovis25.text import lone_surrogate, nearest
+from ovis25.text import lone_surrogate
 
 LOSS_KEYS = ("weight", "loss")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_SIMILAR = 0.82
 # keys that tell about another one: an id, a size, a count
 _ABOUT = ("_id", "_ids", "_index", "_idx", "_size", "_width", "_height", "_count", "_hash", "_source", "_type")
 _MEANT = {
@@ -35,8 +34,19 @@ def meant_key(key: str, known: tuple[str, ...]) -> str | None:
     name = key[:60].strip().lower().replace("-", "_")
     if name.endswith(_ABOUT) and name not in known:
         return None
-    meant = _MEANT.get(name) or nearest(name, (*known, *_MEANT), _SIMILAR)
-    return _MEANT.get(meant, meant)
+    return _MEANT.get(name) or next((key for key in known if name == key or _is_typo(name, key)), None)
+
+
+def _is_typo(name: str, key: str) -> bool:
+    """One letter too many, too few or wrong, but not the first; or letters in another order. height is no weight."""
+    if sorted(name) == sorted(key):
+        return True
+    if name[:1] != key[0]:
+        return False
+    short, long = sorted((name, key), key=len)
+    if len(long) == len(short) + 1:
+        return any(long[:place] + long[place + 1 :] == short for place in range(len(long)))
+    return len(long) == len(short) > 4 and sum(a != b for a, b in zip(name, key, strict=True)) == 1
 
 
 def matters(meant: str, value) -> bool:

@@ -71,7 +71,7 @@ class OvisTraining:
         self.save_dtype: torch.dtype | None = None
         self.token_counter = TokenCounter()
         # tokens that were learned so far, counted on the device
-        self._num_learned: torch.Tensor | int = 0
+        self._num_learned: torch.Tensor | None = None
         # the model smooths its own loss, without the logits of whole rows
         self.label_smoother = None
 
@@ -119,14 +119,15 @@ class OvisTraining:
         # a run that resumes on several devices skips batches, and through that accelerate tells no sampler the epoch
         train_dataloader.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **arguments)
-        if not arguments["steps_trained_in_current_epoch"] and int(self._num_learned) == 0:
-            raise DataError("nothing was learned: every sample broke while decoding; see skipped_samples.jsonl")
+        is_whole = not arguments.get("steps_trained_in_current_epoch")
+        if is_whole and self._num_learned is not None and int(self._num_learned) == 0:
+            raise DataError("nothing was learned: every sample so far broke while decoding; see skipped_samples.jsonl")
 
     def get_batch_samples(self, *args, **kwargs):
         """As Trainer's; counts the learned tokens, of all devices: a set whose every sample breaks has none."""
         batches, num_learned = super().get_batch_samples(*args, **kwargs)
         if num_learned is not None:
-            self._num_learned = self._num_learned + num_learned
+            self._num_learned = num_learned if self._num_learned is None else self._num_learned + num_learned
         return batches, num_learned
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
