@@ -309,8 +309,8 @@ def test_an_explicit_empty_block_is_the_inserted_one(processor):
 
 def test_metadata_is_counted_once_and_shown_in_the_plan(processor):
     # fmt: off
-    about = {"source": "web", "image_id": "12", "conversation_id": "c1", "height": 3, "story": "s", "competition": "c", "chart": "c",
-             "chat_id": 4, "prompt_id": "p",
+    about = {"source": "web", "image_id": "12", "conversation_id": "c1", "height": 3, "story": "s",
+             "competition": "c", "chart": "c", "chat_id": 4, "prompt_id": "p",
              "score": 0.5, "tags": ["a"], "meta": {"from": "x"}, "turn": 3, "split": "train", "url": "http://a/b.png"}
     # fmt: on
     rows = [row_of(human("Hi"), {**gpt("Ho"), "name": "bot"}, id=str(number), **about) for number in range(3)]
@@ -489,8 +489,9 @@ def test_a_very_long_line_is_refused_before_the_tokenizer_sees_it(tmp_path, proc
 # -- mutations
 
 JUNK = [None, True, 0, -1, 0.5, float("nan"), "", " ", "x", "a.png", "\ud800", "<think>", "<image>", "<video>",
-        "<|im_end|>", [], {}, [None], [[]], {"a": 1}, "gpt", "human", "data:,", "data:image/png;base64,AAAA", "x" * 5000,
-        b"\x89PNG", 10**400, ["a.png"], [{"role": "user"}], {"type": "image"}, [{"type": "text"}], "0" * 300]  # fmt: skip
+        "<|im_end|>", [], {}, [None], [[]], {"a": 1}, "gpt", "human", "data:,", "data:image/png;base64,AAAA",
+        "x" * 5000, b"\x89PNG", 10**400, ["a.png"], [{"role": "user"}], {"type": "image"}, [{"type": "text"}],
+        "0" * 300]  # fmt: skip
 
 
 NEW_KEYS = ["images", "videos", "system", "weight", "messages", "Image", "a\ud800", "id", "_origin", 3]
