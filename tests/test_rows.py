@@ -327,7 +327,7 @@ def test_the_neighbour_of_a_missing_file_is_named(processor, tmp_path):
     (tmp_path / "Photo 1.png").write_bytes(png())
     for name in ("photo 1.PNG", "Photo%201.png", "other\\Photo 1.png", " Photo 1.png "):
         with pytest.raises(
-            DataError, match=r"does not exist; did you mean .*Photo 1\.png\?\. Looked in .*set image_folder"
+            DataError, match=r"does not exist; did you mean .*Photo 1\.png\? Looked in .*set image_folder"
         ):
             ConversationDataset([row_of(*PICTURE, image=name)], processor, tmp_path, **SMALL)
     (tmp_path / "folder.png").mkdir()

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from ovis25.constants import IGNORE_INDEX, SIZE_FACTOR
-from ovis25.data.schema import Sample, SampleError, ToolImage
+from ovis25.data.errors import SampleError, told
+from ovis25.data.schema import Sample, ToolImage
 from ovis25.data.sources import find_file
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.chat import tokenize, training_text
@@ -36,7 +37,7 @@ class Defect:
     def describe(self, source: str) -> str:
         name = f' (id "{self.id}")' if self.id is not None else ""
         place = self.origin or f"{source}[{self.index}]"
-        return f"{place}{name}, field {self.field}: {self.problem}. {self.cure}".replace("\n", " ")
+        return f"{place}{name}, {told(self.field, self.problem, self.cure)}"
 
 
 @dataclass

@@ -24,11 +24,17 @@ class SampleError(ValueError):
     """What is wrong with one field of a sample, and the cure."""
 
     def __init__(self, field: str, problem: str, cure: str):
-        super().__init__(f"field {field}: {problem}. {cure}")
+        super().__init__(told(field, problem, cure))
         self.field, self.problem, self.cure = field, problem, cure
 
     def __reduce__(self):
         return type(self), (self.field, self.problem, self.cure)
+
+
+def told(field: str, problem: str, cure: str) -> str:
+    """A defect as one line."""
+    end = "" if problem.endswith("?") else "."
+    return f"field {field}: {problem}{end} {cure}".replace("\n", " ")
 
 
 def label(name, limit: int = 200) -> str:
