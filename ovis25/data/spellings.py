@@ -1,5 +1,7 @@
 """Other spellings of keys, and what a key that nothing reads may hold."""
 
+import functools
+
 from ovis25.data.errors import SampleError, label
 from ovis25.data.sources import VISUAL_KEYS
 from ovis25.text import lone_surrogate
@@ -31,7 +33,12 @@ def check_key(key, place: str) -> None:
 
 def meant_key(key: str, known: tuple[str, ...]) -> str | None:
     """The key that is read and that this one seems to mean."""
-    name = key[:60].strip().lower().replace("-", "_")
+    return _meant_by(key[:60].strip().lower().replace("-", "_"), known)
+
+
+# every row of a file has the same keys
+@functools.lru_cache(4096)
+def _meant_by(name: str, known: tuple[str, ...]) -> str | None:
     if name.endswith(_ABOUT) and name not in known:
         return None
     return _MEANT.get(name) or next((key for key in known if name == key or _is_typo(name, key)), None)
