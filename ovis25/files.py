@@ -94,11 +94,11 @@ def _rights_of_new_files(folder: Path) -> int:
         probe.unlink()
 
 
-def locate_file(name: str | Path, folder: str | Path) -> Path:
+def locate_file(name: str | Path, folder: str | Path, suggest: bool = True) -> Path:
     """The existing file that data, a request or a chat names; a relative name counts from `folder`.
 
     `~` and `file://` are understood. Any other spelling that is not exact is an error, never a guess: the message
-    names the neighbour that does exist.
+    names the neighbour that does exist, unless `suggest` is false (looking for it reads whole folders).
 
     Raises:
         FileNotFoundError: there is no such file; one line that says what is there instead.
@@ -117,7 +117,7 @@ def locate_file(name: str | Path, folder: str | Path) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         # a name that no file system takes: too long, or with a null byte
         raise FileNotFoundError(f"{shorten(text)} is no name that a file can have ({_reason(error)})") from error
-    neighbour = next(_neighbours(text, folder), None)
+    neighbour = next(_neighbours(text, folder), None) if suggest else None
     hint = f"; did you mean {neighbour}?" if neighbour else ""
     raise FileNotFoundError(f"{shorten(text, 200)} {problem}{hint}")
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from ovis25.constants import IGNORE_INDEX
+from ovis25.data import DataError
 from ovis25.data.packed import PackedDataset
 from ovis25.data.sampler import LengthSampler, LengthView, RowSampler
 from ovis25.files import follow_umask
@@ -85,6 +86,8 @@ class OvisTraining:
         self.run_record: RunRecord | None = None
         self._last_loss = torch.zeros((), device=self.args.device)
         self._started = time.monotonic()
+        # tokens that were learned so far, counted on the device
+        self._num_learned: torch.Tensor | None = None
         # the model smooths its own loss, without the logits of whole rows
         self.label_smoother = None
 
@@ -201,6 +204,16 @@ class OvisTraining:
         # a run that resumes on several devices skips batches, and through that accelerate tells no sampler the epoch
         train_dataloader.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **arguments)
+        is_whole = not arguments.get("steps_trained_in_current_epoch")
+        if is_whole and self._num_learned is not None and int(self._num_learned) == 0:
+            raise DataError("nothing was learned: every sample so far broke while decoding; see skipped_samples.jsonl")
+
+    def get_batch_samples(self, *args, **kwargs):
+        """As Trainer's; counts the learned tokens, of all devices: a set whose every sample breaks has none."""
+        batches, num_learned = super().get_batch_samples(*args, **kwargs)
+        if num_learned is not None:
+            self._num_learned = num_learned if self._num_learned is None else self._num_learned + num_learned
+        return batches, num_learned
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         """As Trainer's, but packed rows are shuffled by their cost, and lengths are those known: nothing is decoded."""
@@ -240,7 +253,7 @@ class OvisTraining:
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss_sum, num_tokens = self.accelerator.reduce(self._evaluated, "sum").tolist()
         if num_tokens == 0:
-            raise ValueError("the evaluation set has no learned token, so it has no loss")
+            raise DataError("the evaluation set has no learned token, so it has no loss")
         if not math.isfinite(loss_sum):
             self._refuse_evaluation(loss_sum)
         output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / num_tokens
