@@ -209,23 +209,6 @@ def copy_side_files(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def weights_digest(folder: str | Path) -> str:
-    """SHA-256, as 64 hex digits, over every safetensors file of a folder, in the order of names: its name, its size,
-    its header, and 64 blocks of 4 KiB evenly spread over it.
-
-    It tells models and files apart in milliseconds; it does not find a single flipped bit.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            # the format: the header's length in 8 bytes, little-endian, then the header
-            length = file.read(8)
-            digest.update(length + file.read(min(int.from_bytes(length, "little"), path.stat().st_size)))
-        digest.update(sampled_digest(path).encode())
-    return digest.hexdigest()
-
-
 def sampled_digest(path: str | Path) -> str:
     """SHA-256 over a file's size and 64 blocks of 4 KiB, evenly spread from its first to its last byte; of a file that
     is not longer than that, over all of it.

@@ -6,13 +6,13 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ovis25.checkpoint import weights_digest
 from ovis25.data import ConversationDataset, datainfo
 from ovis25.files import read_json_object, resolve_input
 from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import checkpoints
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.config.trainer_keys import default_of
+from ovis25.weights import weights_digest
 
 _SHORT = 12
 # a run may be continued with other values of these
@@ -148,8 +148,9 @@ def _last_whole(output_dir: str, complete: list[Path], run_id: str | None) -> St
 
 def sources_of(config: TrainConfig, folder: Path, num_processes: int) -> dict[str, Source]:
     """The data files, the base model and the number of processes, known before anything is loaded."""
-    shapes = (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b""
-    base = Source(str(folder), _digest(shapes + weights_digest(folder).encode()))
+    # a dry run may know a released model by its shapes alone
+    weights = weights_digest(folder) if any(folder.glob("*.safetensors")) else ""
+    base = Source(str(folder), _digest((folder / "config.json").read_bytes() + weights.encode()))
     processes = Source(str(num_processes), _digest(str(num_processes).encode()))
     return {**data_sources(config), "model_path": base, "number of processes": processes}
 
