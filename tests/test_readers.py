@@ -465,7 +465,7 @@ def test_the_limit_reaches_processor_and_datasets(jpeg, processor, golden, tmp_p
 def test_the_limit_is_a_key_of_the_config(write_config):
     assert visual_limits(load_config(write_config())).max_image_megapixels == 178
     assert visual_limits(load_config(write_config(), ["--max_image_megapixels", "2.5"])).max_image_megapixels == 2.5
-    with pytest.raises(ValueError, match="max_image_megapixels -1.0 must be a number above 0"):
+    with pytest.raises(ValueError, match="max_image_megapixels is -1; it must be above 0"):
         visual_limits(load_config(write_config(max_image_megapixels=-1)))
 
 

@@ -1,7 +1,9 @@
 """transformers' Qwen3 with our output layer and its element-wise parts fused; names, weights and caches are Qwen3's."""
 
+import torch
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
@@ -56,7 +58,10 @@ def build_llm(config: Qwen3Config) -> Qwen3ForCausalLM:
 
     Its modules change class in place: they keep their names, weights and everything else that transformers gave them.
     """
-    llm = Qwen3ForCausalLM._from_config(config)
+    is_shape_alone = torch.empty(0).device.type == "meta"
+    # under ZeRO-3 `_from_config` would gather and fill weights that are not there
+    make = Qwen3ForCausalLM if is_shape_alone and is_deepspeed_zero3_enabled() else Qwen3ForCausalLM._from_config
+    llm = make(config)
     for module in llm.modules():
         if type(module) in _OURS:
             module.__class__ = _OURS[type(module)]
