@@ -20,7 +20,8 @@ __all__ = ["DataError", "read_rows"]
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 # text in a few hundred times its size is a bomb; what is small may be
-_MAX_GZIP_RATIO, _SMALL = 200, 32 * 2**20
+_MAX_RATIO, _SMALL = 200, 32 * 2**20
+_PARQUET_BATCH = 256
 _BETWEEN = re.compile(r"[\s,]*")
 _LINE_ENDINGS = (".jsonl", ".ndjson")
 
@@ -58,14 +59,11 @@ def read_rows(path: str | Path) -> list:
 
 
 def _unzipped(path: Path, content: bytes) -> bytes:
-    most = max(_MAX_GZIP_RATIO * len(content), _SMALL)
+    most = max(_MAX_RATIO * len(content), _SMALL)
     with gzip.open(io.BytesIO(content)) as file:
         unzipped = file.read(most + 1)
     if len(unzipped) > most:
-        raise DataError(
-            f"{path} has {len(content):,} bytes and unzips to more than {_MAX_GZIP_RATIO} times as many: "
-            "no text does; if it is meant, unzip it first"
-        )
+        raise DataError(_bomb(path, content))
     return unzipped
 
 
@@ -210,7 +208,24 @@ def _read_parquet(path: Path, content: bytes) -> list:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise DataError(f"{path} is a Parquet file; to read it: pip install pyarrow") from error
+    most, size, rows = max(_MAX_RATIO * len(content), _SMALL), 0, []
     try:
-        return parquet.read_table(io.BytesIO(content)).to_pylist()
+        for batch in parquet.ParquetFile(io.BytesIO(content)).iter_batches(_PARQUET_BATCH):
+            # a text that stands in a dictionary counts as often as it is used
+            plain = (getattr(column, "dictionary_decode", lambda column=column: column)() for column in batch.columns)
+            size += sum(column.nbytes for column in plain)
+            if size > most:
+                break
+            rows += batch.to_pylist()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is a Parquet file that cannot be read: {error}") from error
+    if size > most:
+        raise DataError(_bomb(path, content))
+    return rows
+
+
+def _bomb(path: Path, content: bytes) -> str:
+    return (
+        f"{path} has {len(content):,} bytes and unpacks to more than {_MAX_RATIO} times as many: no real data do; "
+        "if it is meant, unpack it to JSON lines first"
+    )

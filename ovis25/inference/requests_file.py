@@ -25,6 +25,8 @@ _LOOK_AHEAD = 4
 _LONGEST_WHOLE_NUMBER = 30
 # a longer name is no path that somebody mistyped
 _LONGEST_NAME = 255
+# how a file of replies begins
+_FIRST_BYTES = b'{"index": 0,'
 
 
 def reply_record(reply: Reply) -> dict:
@@ -67,7 +69,7 @@ def answer_file(
     lines = _read_lines(source, target)
     done = _read_done(target, lines)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_writable(target)
     read = LineReader(engine, source.parent, defaults, generation)
     with (
         Progress(*columns, transient=True) as bar,
@@ -112,6 +114,18 @@ def _read_lines(source: Path, target: Path) -> list[str]:
     return lines
 
 
+def _make_writable(target: Path) -> None:
+    """The output's folder exists, and a file can be opened in it, before anything is asked."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.open("a").close()
+    except OSError as error:
+        cure = "give another --output"
+        raise RequestError(
+            f"the output {shorten(str(target), 200)} cannot be written ({error.strerror}); {cure}"
+        ) from error
+
+
 def _refuse_list(source: Path, text: str) -> None:
     try:
         rows = json.loads(text)
@@ -127,8 +141,6 @@ def _read_done(target: Path, lines: list[str]) -> list[dict]:
         return []
     content = target.read_bytes()
     size = content.rfind(b"\n") + 1
-    if size < len(content):
-        os.truncate(target, size)
     text = content[:size].removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
     done = []
     for index, line in enumerate(text.split("\n")[:-1]):
@@ -141,6 +153,11 @@ def _read_done(target: Path, lines: list[str]) -> list[dict]:
         if not answers or record.get("request") != _printable(lines[index]):
             raise RequestError(f"{where} answers another request than line {index + 1} of the requests; {cure}")
         done.append(record)
+    if size < len(content):
+        if not done and not content.startswith(_FIRST_BYTES) and not _FIRST_BYTES.startswith(content):
+            raise RequestError(f"{target} holds something else than replies; give another --output, or delete it")
+        # only now: what is not ours stays as it is
+        os.truncate(target, size)
     return done
 
 

@@ -51,16 +51,13 @@ def naming(source, problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{describe(source)} {problem}: {_reason(error, source)}") from error
+        hint = _looks_instead(source) if problem.endswith("video") else ""
+        raise ValueError(f"{describe(source)} {problem}: {_reason(error, source)}{hint}") from error
 
 
 def _unidentified(source) -> str:
     """Why Pillow takes it for no picture, by its first bytes."""
-    try:
-        file = as_file(source)
-        start = file.getvalue()[:512] if isinstance(file, io.BytesIO) else _first_bytes(file)
-    except (OSError, ValueError):
-        start = b"?"
+    start = _first_bytes(source)
     if not start:
         return "it is empty"
     what = signature(start)
@@ -73,9 +70,24 @@ def _unidentified(source) -> str:
     return f"it begins like no image format that Pillow reads: it looks like {what[0]}"
 
 
-def _first_bytes(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(512)
+def _looks_instead(source) -> str:
+    """What a file that is no video looks like, as the end of a message."""
+    start = _first_bytes(source)
+    if not start:
+        return "; it is empty"
+    what = signature(start)
+    return f"; it looks like {what[0]}" if what and "video" not in what[0] and "AVI" not in what[0] else ""
+
+
+def _first_bytes(source) -> bytes:
+    try:
+        file = source if isinstance(source, io.BytesIO) else as_file(source)
+        if isinstance(file, io.BytesIO):
+            return file.getvalue()[:512]
+        with open(file, "rb") as opened:
+            return opened.read(512)
+    except (OSError, ValueError):
+        return b"?"
 
 
 def describe(source) -> str:
