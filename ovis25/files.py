@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import re
@@ -14,6 +15,11 @@ from pathlib import Path
 
 from ovis25.text import shorten
 
+# a scheme has two letters at least: C:// is a drive
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_FILE_ADDRESS = re.compile("file://", re.IGNORECASE)
+# what `problem_of` says
+IS_FILE, IS_MISSING = "is a file", "does not exist"
 _URL_SAFE = str.maketrans("-_", "+/")
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +54,7 @@ def read_json_object(path: Path) -> dict:
         ValueError: it holds something else, or a key twice; says what. Keys that begin with `_` are comments, and may.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_doubles)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -56,13 +62,19 @@ def read_json_object(path: Path) -> dict:
     return content
 
 
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
+class DoubleKeyError(ValueError):
+    """One key of a JSON object stands twice, with two values: reading it would lose one of them."""
+
+
+def without_doubles(pairs: list[tuple[str, object]]) -> dict:
+    """An object of a JSON text, for `object_pairs_hook`. Raises DoubleKeyError where one key holds two things."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next((key for key in keys if keys.count(key) > 1 and not key.startswith("_")), None)
+        # said twice is said once
+        others = [key for key, value in pairs if value != content[key] and value == value]
+        double = next((key for key in others if not key.startswith("_")), None)
         if double is not None:
-            raise ValueError(f"the key {shorten(double)} stands in it twice; keep one")
+            raise DoubleKeyError(f"the key {shorten(double)} stands in it twice, with two values; keep one")
     return content
 
 
@@ -105,7 +117,7 @@ def locate_file(name: str | Path, folder: str | Path, suggest: bool = True) -> P
     """
     folder = Path(folder)
     text = str(name)
-    if text.startswith(("http://", "https://")):
+    if _ADDRESS.match(text) and not _FILE_ADDRESS.match(text):
         raise FileNotFoundError(f"{shorten(text)} lies on the web; download it first and give its path")
     try:
         if "\0" in text:
@@ -113,7 +125,7 @@ def locate_file(name: str | Path, folder: str | Path, suggest: bool = True) -> P
         path = folder / Path(from_file_address(text)).expanduser()
         if path.is_file():
             return path
-        problem = "is a folder, not a file" if path.is_dir() else "does not exist"
+        problem = problem_of(path)
     except (OSError, ValueError, RuntimeError) as error:
         # a name that no file system takes: too long, or with a null byte
         raise FileNotFoundError(f"{shorten(text)} is no name that a file can have ({_reason(error)})") from error
@@ -122,11 +134,35 @@ def locate_file(name: str | Path, folder: str | Path, suggest: bool = True) -> P
     raise FileNotFoundError(f"{shorten(text, 200)} {problem}{hint}")
 
 
+def problem_of(path: Path) -> str:
+    """Why a path is no file that can be read: IS_MISSING, or what it is instead; IS_FILE where it is one."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "is a link to nothing" if path.is_symlink() else IS_MISSING
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ELOOP:
+            return "is a link that leads back to itself"
+        is_missing = isinstance(error, NotADirectoryError)
+        return IS_MISSING if is_missing else f"is no name that a file can have ({_reason(error)})"
+    if stat.S_ISDIR(mode):
+        return "is a folder, not a file"
+    return IS_FILE if stat.S_ISREG(mode) else "is a pipe or a device, not a file"
+
+
+def is_web_address(text: str) -> bool:
+    """Whether it is an http(s) address, in any case."""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def is_data_url(text: str) -> bool:
+    return text[:5].lower() == "data:"
+
+
 def from_file_address(text: str) -> str:
     """The path behind a `file://` address; any other text as it is."""
-    if not text.startswith("file://"):
-        return text
-    return urllib.parse.unquote(text.removeprefix("file://").removeprefix("localhost"))
+    match = _FILE_ADDRESS.match(text)
+    return urllib.parse.unquote(text[match.end() :].removeprefix("localhost")) if match else text
 
 
 def data_url_bytes(text: str) -> bytes:
@@ -138,7 +174,7 @@ def data_url_bytes(text: str) -> bytes:
     head, comma, body = text.partition(",")
     if not comma:
         raise ValueError(f"{shorten(text)} is no data: URL: it has no comma")
-    if not head.endswith(";base64"):
+    if not head.rstrip().lower().endswith(";base64"):
         return urllib.parse.unquote_to_bytes(body)
     body = re.sub(r"\s", "", urllib.parse.unquote(body)).translate(_URL_SAFE).rstrip("=")
     try:

@@ -20,6 +20,7 @@ from ovis25.data.keys import ORIGIN_KEY
 from ovis25.data.schema import Sample, parse_sample
 from ovis25.data.skipped import BrokenSamples, append_skipped
 from ovis25.data.source import read_rows
+from ovis25.data.sources import kind_of
 from ovis25.data.visual_cache import CachedVisuals
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.image import open_image, patchify, patchify_bytes
@@ -97,6 +98,9 @@ class ConversationDataset(Dataset):
         **limits: int,
     ):
         is_file = isinstance(data_path, (str, Path))
+        is_rows = hasattr(data_path, "__len__") and hasattr(data_path, "__getitem__")
+        if not is_file and (not is_rows or isinstance(data_path, (bytes, dict))):
+            raise DataError(f"data_path is {kind_of(data_path)}; give a data file, or a list of rows")
         self.rows: Sequence = read_rows(data_path) if is_file else data_path
         self.source = str(data_path) if is_file else "samples"
         self.folder = Path(image_folder or (Path(data_path).parent if is_file else ".")).absolute()
@@ -344,6 +348,8 @@ class ConversationDataset(Dataset):
             self._raise(fatal)
         self.skipped = [bad[index] for index in sorted(bad)]
         self._kept = np.setdiff1d(self._kept, list(bad))
+        if not len(self) and not bad:
+            raise DataError(f"{self.source} holds no sample")
         if not len(self):
             raise DataError(
                 f"{self.source}: every sample is left out; the first: {self.skipped[0].describe(self.source)}"
@@ -355,7 +361,8 @@ class ConversationDataset(Dataset):
     def _raise(self, bad: dict[int, Defect], more: str = "") -> None:
         listed = [f"  {bad[index].describe(self.source)}" for index in sorted(bad)[:_MAX_LISTED]]
         rest = f"\n  ... and {len(bad) - _MAX_LISTED} more" if len(bad) > _MAX_LISTED else ""
-        noun = "sample has a defect" if len(bad) == 1 else "samples have defects"
+        noun = "sample has a defect" if len(bad) == 1 == len(self.rows) else "samples have defects"
+        noun = "samples has a defect" if len(bad) == 1 < len(self.rows) else noun
         raise DataError(
             f"{len(bad)} of {len(self.rows)} {noun}:\n" + "\n".join(listed) + rest
             + f"\nMend them, or set on_bad_sample to skip.{more}"
