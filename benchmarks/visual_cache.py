@@ -90,8 +90,9 @@ def measure(num_samples: int, num_epochs: int, is_small: bool) -> dict:
             overrides = ["--output_dir", str(output_dir), "--visual_cache_dir", str(path.parent / "cache")]
             watch = Stopwatch()
             # the real vocabulary's shapes with the tiny tokenizer: what a run would refuse
-        with patch.object(released, "check_folder"):
-            train(load_config(path, [*overrides, "--cache_visual_embeddings", str(kind != "plain")]), callbacks=[watch])
+            with patch.object(released, "check_folder"):
+                arguments = [*overrides, "--cache_visual_embeddings", str(kind != "plain")]
+                train(load_config(path, arguments), callbacks=[watch])
             losses[kind] = losses_of(output_dir)
             figures[kind] = {
                 "before_s": watch.before_s,

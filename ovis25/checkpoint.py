@@ -52,6 +52,11 @@ def resolve_checkpoint(name_or_path: str | Path, marker: str = "config.json", **
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if not (folder / marker).is_file():
+            if (folder / "adapter_config.json").is_file():
+                raise FileNotFoundError(
+                    f"{folder} is a LoRA adapter, and a whole model is needed here; merge it into its base first: "
+                    f"ovis25 merge --adapter_path {folder} --output_path {folder.name}_merged"
+                )
             found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(f"{folder} holds no {marker}, so it is no checkpoint folder (it holds {found})")
         return folder

@@ -15,6 +15,7 @@ LOWEST = {"constants", "checkpoint", "files", "reduced", "signatures", "text", "
 LAYERS = {
     "constants": set(),
     "text": set(),
+    "command_line": {"text"},
     "reduced": set(),
     "signatures": set(),
     "files": {"constants", "text"},
@@ -30,7 +31,19 @@ LAYERS = {
     "loading": {*LOWEST, "model", "processing", "tiny"},
     "inference": {*LOWEST, "loading", "model", "processing", "tiny", "tools"},
     "merge": {*LOWEST, "loading", "model", "processing", "tiny"},
-    "cli": {*LOWEST, "__init__", "data", "inference", "merge", "model", "processing", "tiny", "tools", "training"},
+    "cli": {
+        *LOWEST,
+        "__init__",
+        "command_line",
+        "data",
+        "inference",
+        "merge",
+        "model",
+        "processing",
+        "tiny",
+        "tools",
+        "training",
+    },
     # the door `from ovis25 import ...`, which registers with transformers too
     "__init__": {"inference", "model", "processing"},
     "__main__": {"cli"},

@@ -58,10 +58,9 @@ def build_llm(config: Qwen3Config) -> Qwen3ForCausalLM:
 
     Its modules change class in place: they keep their names, weights and everything else that transformers gave them.
     """
-    is_shape_alone = torch.empty(0).device.type == "meta"
-    # under ZeRO-3 `_from_config` would gather and fill weights that are not there
-    make = Qwen3ForCausalLM if is_shape_alone and is_deepspeed_zero3_enabled() else Qwen3ForCausalLM._from_config
-    llm = make(config)
+    # under ZeRO-3, transformers would shard and initialise even what is only to show its shapes
+    is_for_shapes = is_deepspeed_zero3_enabled() and torch.get_default_device().type == "meta"
+    llm = Qwen3ForCausalLM(config) if is_for_shapes else Qwen3ForCausalLM._from_config(config)
     for module in llm.modules():
         if type(module) in _OURS:
             module.__class__ = _OURS[type(module)]
