@@ -17,7 +17,7 @@ from ovis25.constants import IGNORE_INDEX, MAX_IMAGE_MEGAPIXELS, SINGLE_IMAGE_PI
 from ovis25.data.checks import Budget, Defect, Grid, LengthLimits, LongSampleError, locate, measure, tool_images
 from ovis25.data.errors import DataError, SampleError, label
 from ovis25.data.keys import ORIGIN_KEY
-from ovis25.data.schema import Sample, parse_sample
+from ovis25.data.schema import Sample, ToolImage, parse_sample
 from ovis25.data.skipped import BrokenSamples, append_skipped
 from ovis25.data.source import read_rows
 from ovis25.data.sources import kind_of
@@ -285,7 +285,10 @@ class ConversationDataset(Dataset):
             if sample.video is not None:
                 inputs = [self.processor.load_frames(sample.video, self.limits)]
             else:
-                inputs = [[image] for image in tool_images(sample, partial(open_image, **self._bounds(budget)))]
+                read = partial(open_image, **self._bounds(budget))
+                # one at a time where no tool needs the others: a row may name many large pictures
+                has_calls = any(isinstance(image, ToolImage) for image in sample.images)
+                inputs = ([image] for image in (tool_images(sample, read) if has_calls else map(read, sample.images)))
             cut = patchify_bytes if self.raw_pixels else patchify
             return [cut(frames, *budget) for frames in inputs]
         except SampleError:

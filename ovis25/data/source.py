@@ -20,7 +20,7 @@ __all__ = ["DataError", "read_rows"]
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 # text in a few hundred times its size is a bomb; what is small may be
-_MAX_RATIO, _SMALL = 200, 32 * 2**20
+_MAX_RATIO, _SMALL = 200, 8 * 2**20
 _PARQUET_BATCH = 256
 _BETWEEN = re.compile(r"[\s,]*")
 _LINE_ENDINGS = (".jsonl", ".ndjson")
