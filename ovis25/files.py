@@ -16,6 +16,7 @@ from ovis25.text import nearest, shorten
 
 _URL_SAFE = str.maketrans("-_", "+/")
 # two letters at least: one would be a drive
+_TEXT = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _OTHER_FILES = {
@@ -133,9 +134,11 @@ def _not_json(raw: bytes, place: int) -> str | None:
     begin = text.rfind("\n", 0, max(text.rfind("\n", 0, place), 0)) + 1
     begin, end = max(begin, place - 200), min(len(text), place + 200)
     near = text[begin : end if "\n" not in text[place:end] else text.index("\n", place)]
+    # what stands inside of texts is right
+    near = _TEXT.sub('""', near)
     for pattern, what in _NOT_JSON.items():
         if found := re.search(pattern, near, re.MULTILINE):
-            return f"line {text.count(chr(10), 0, begin + found.start()) + 1} has {what}"
+            return f"line {text.count(chr(10), 0, begin) + near.count(chr(10), 0, found.end()) + 1} has {what}"
     return None
 
 
