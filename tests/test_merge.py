@@ -320,6 +320,7 @@ def test_numbers_that_are_none_are_not_merged(base, tmp_path, value):
 def test_an_output_that_cannot_be_is_named(base, tmp_path, monkeypatch, capsys, output, message):
     adapter = save_adapter(base, tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     assert merge_main(["--adapter-path", str(adapter), "--output_path", output]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: output_path is ") and message in error and error.count("\n") == 1
