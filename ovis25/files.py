@@ -19,6 +19,7 @@ _FILE_ADDRESS = re.compile("file://", re.IGNORECASE)
 # what `problem_of` says
 IS_FILE, IS_MISSING = "is a file", "does not exist"
 _URL_SAFE = str.maketrans("-_", "+/")
+_TEXT = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 # a scheme has two letters at least: C:// is a drive
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
@@ -137,9 +138,11 @@ def _not_json(raw: bytes, place: int) -> str | None:
     begin = text.rfind("\n", 0, max(text.rfind("\n", 0, place), 0)) + 1
     begin, end = max(begin, place - 200), min(len(text), place + 200)
     near = text[begin : end if "\n" not in text[place:end] else text.index("\n", place)]
+    # what stands inside of texts is right
+    near = _TEXT.sub('""', near)
     for pattern, what in _NOT_JSON.items():
         if found := re.search(pattern, near, re.MULTILINE):
-            return f"line {text.count(chr(10), 0, begin + found.start()) + 1} has {what}"
+            return f"line {text.count(chr(10), 0, begin) + near.count(chr(10), 0, found.end()) + 1} has {what}"
     return None
 
 

@@ -112,11 +112,17 @@ def merge_adapter(
 def _place(key: str, path: str | Path) -> Path:
     """The path that a user names, absolute. Raises ValueError: it is none."""
     try:
-        if not str(path).strip() or "\0" in str(path):
-            raise ValueError("it is empty" if not str(path).strip() else "it holds a null byte")
-        return expanded(path).absolute()
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{key} is {shorten(str(path))}, which is no folder's name: {error}") from error
+        if "\0" in str(path):
+            raise ValueError("it holds a null byte")
+        if str(path) in ("", " ", "."):
+            raise ValueError("it names none")
+        place = expanded(path).absolute()
+        # a name that the disk does not take ends here
+        place.exists()
+        return place
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{key} is {shorten(str(path))}, which is no folder's name: {reason}") from error
 
 
 def _new_neighbour(output: Path) -> Path:

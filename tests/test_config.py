@@ -1,10 +1,12 @@
 """The training config: keys, types, old names, overrides, paths; each message says what to do."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
+from ovis25.cli import main
 from ovis25.files import REPOSITORY_ROOT, resolve_input
 from ovis25.training.config import OWN_KEYS, ConfigError, load_config, parse_overrides
 
@@ -173,12 +175,94 @@ def test_missing_required_keys_are_named(tmp_path):
         load_config(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is no valid JSON"), ("[]", "must hold one JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no valid JSON"),
+        ("[]", "must hold one JSON object"),
+        ("", "it is empty"),
+        ("{}".encode("utf-16"), "it looks like UTF-16; save it as UTF-8"),
+        ("{}".encode("utf-16-le"), "it holds null bytes"),
+        ('{"output_dir": "ö"}'.encode("latin-1"), "byte 16 is no UTF-8"),
+        (gzip.compress(b"{}"), "a gzip file; unpack it"),
+        ("<!DOCTYPE html>", "a web page"),
+        ('// mine\n{"seed": 1}', "line 1 has a comment"),
+        ('{"seed": 1} # mine', "is no valid JSON"),
+        ('{"seed": 1,\n}', "has a comma before a closing bracket"),
+        ("{'seed': 1}", "line 1 has single quotes"),
+        ('{"bf16":\n True}', "has Python's True"),
+        ("seed: 1\n", "a key without quotes"),
+        ("{\u201cseed\u201d: 1}", "typographic quotes"),
+        ('{\u00a0"seed": 1}', "a no-break space"),
+        ('{"a": "// it\'s, }", "seed": 1 "b": 2}', "Expecting ',' delimiter"),
+        ('{"training": {"seed": 1}}', "'training' holds settings .seed.; a config is flat"),
+        ('{"MAX_STEPS": 1}', "did you mean max_steps?"),
+    ],
+)
 def test_a_broken_config_file_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=message) as caught:
         load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("http://example.com/x.json", "lies on the web"),
+        ("s3://bucket/x.json", "lies on the web"),
+        ("$NOWHERE/x.json", "the environment variable NOWHERE is not set"),
+        ("Train.JSON", "did you mean .*train.json"),
+        ("train.jsn", "did you mean .*train.json"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_what_was_meant(write_config, data_dir, monkeypatch, value, message):
+    monkeypatch.chdir(data_dir)
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_config(data_path=value))
+
+
+def test_paths_know_variables_and_file_addresses(write_config, data_dir, monkeypatch):
+    monkeypatch.setenv("DATA", str(data_dir))
+    train = data_dir / "train.json"
+    for value in ("$DATA/train.json", "${DATA}/train.json", train.as_uri()):
+        assert load_config(write_config(data_path=value)).data_path == str(train.resolve())
+    assert load_config(write_config(output_dir="$DATA/out")).output_dir == str(data_dir / "out")
+    with pytest.raises(ConfigError, match="output_dir is .*control characters"):
+        load_config(write_config(output_dir="/tmp/\x1b[31m"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND is missing"),
+        (["trian", "x.json"], "there is no command 'trian'; choose one of train, plan"),
+        (["Train", "x.json"], "did you mean train?"),
+        (["train"], "CONFIG is missing"),
+        (["train", "--config", "x.json"], "'x.json' stands behind --config; the config's name comes first"),
+        (["plan", "--devices", "x", "y.json"], "invalid int value: 'x'"),
+        (["plan", "x.json", "--kinds", "txt"], "--kinds cannot be 'txt'; choose one of"),
+        (["merge", "--adapter_path", "a"], "--output_path is missing"),
+        (["merge", "--adapter_path", "a", "--output_path", "b", "--bas", "c"], "did you mean --base?"),
+        (["infer", "tiny", "--dtype", "float8", "--prompt", "a"], "--dtype cannot be 'float8'"),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_cannot_be_is_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_options_may_be_written_with_either_dash_but_not_shortened(write_config, capsys):
+    assert main(["plan", str(write_config()), "--device_memory", "1KB"]) == 2
+    assert "--device-memory is '1KB', which is less than any device has" in capsys.readouterr().err
+    assert main(["plan", str(write_config()), "--device-mem", "80GB"]) == 2
+    assert "unknown key 'device_mem'" in capsys.readouterr().err
+    assert main(["plan", str(write_config()), "--per_device_train_batch_size", "1000000"]) == 2
+    assert "tokens is more than any device holds" in capsys.readouterr().err
 
 
 def test_a_missing_data_file_lists_every_place(write_config):

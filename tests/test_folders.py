@@ -163,7 +163,33 @@ DAMAGES = {
         r"text_config and vision_config.*port",
     ),
     "cut generation": (lambda f: cut(f / "generation_config.json"), r"generation_config.json is no valid JSON"),
+    "odd generation": (
+        write("generation_config.json", '{"max_new_tokens": "many"}'),
+        r"generation_config.json cannot be used",
+    ),
+    "cut template file": (write("chat_template.json", '{"chat'), r"chat_template.json is no valid JSON"),
+    "patches of no size": (
+        lambda f: change_json(f / "config.json", vit_config=part(f, "vit_config", patch_size=0)),
+        r"describes no Ovis2.5",
+    ),
+    "text for a number": (
+        lambda f: change_json(f / "config.json", llm_config=part(f, "llm_config", hidden_size="x")),
+        r"describes no Ovis2.5 model: .*hidden_size",
+    ),
+    "no epsilon": (
+        lambda f: change_json(f / "config.json", llm_config=part(f, "llm_config", rms_norm_eps=None)),
+        r"describes no Ovis2.5 model: .*rms_norm_eps",
+    ),
+    "a billion layers": (
+        lambda f: change_json(f / "config.json", vit_config=part(f, "vit_config", num_hidden_layers=10**9)),
+        r"vit_config.num_hidden_layers is 1000000000; it must be at least 1 and at most 1000",
+    ),
 }
+
+
+def part(folder, name, **values):
+    """One part of a folder's config, changed."""
+    return {**json.loads((folder / "config.json").read_text())[name], **values}
 
 
 @pytest.mark.parametrize("name", DAMAGES)

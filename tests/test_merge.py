@@ -1,5 +1,6 @@
 """Adapters and their bases: which base, folders of PEFT itself, and weights merged one by one."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,12 @@ import pytest
 import torch
 from conftest import run
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ovis25 import Ovis2_5, Ovis25Inference, merge
 from ovis25.checkpoint import CheckpointError
-from ovis25.cli import main
+from ovis25.cli import main, merge_main
 from ovis25.merge import merge_adapter
 from ovis25.model.adapter import (
     BASE_NOTE_NAME,
@@ -282,6 +284,12 @@ DAMAGES = {
         r"1 belong to no layer \(base_model.model.x",
     ),
     "another rank": (lambda f: edit_config(f, r=3), "does not fit its base"),
+    "a rank in words": (lambda f: edit_config(f, r="x"), "does not fit its base"),
+    "a scale in words": (lambda f: edit_config(f, lora_alpha="x"), "does not fit its base"),
+    "half a pattern": (lambda f: edit_config(f, target_modules="("), "does not fit its base"),
+    "modules it does not hold": (lambda f: edit_config(f, modules_to_save=["vte"]), "does not fit its base"),
+    "a base that is a number": (lambda f: edit_config(f, base_model_name_or_path=7), "base_model_name_or_path is 7;"),
+    "a base that is a list": (lambda f: edit_config(f, base_model_name_or_path=["a"]), "or_path is ..a..;"),
     "an empty file": (lambda f: change(f, lambda t: t.clear()), "adapter_model.safetensors holds no weights"),
 }
 
@@ -296,6 +304,58 @@ def test_a_damaged_adapter_is_named_in_one_line(base, tmp_path, name):
             use(adapter)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_not_merged(base, tmp_path, value):
+    adapter = save_adapter(base, tmp_path / "adapter")
+    change(adapter, lambda tensors: tensors[sorted(tensors)[0]].fill_(value))
+    with pytest.raises(ValueError, match=r"\.weight would hold NaN or infinity as float32, because of .*adapter"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"adapter", "base"}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("", "it names none"), ("a\0b", "null byte"), ("~nobody-here/a", "is no folder's name"),
+     ("x" * 300, "File name too long"), ("$NOWHERE/a", "NOWHERE is not set")],
+)  # fmt: skip
+def test_an_output_that_cannot_be_is_named(base, tmp_path, monkeypatch, capsys, output, message):
+    adapter = save_adapter(base, tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert merge_main(["--adapter-path", str(adapter), "--output_path", output]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: output_path is ") and message in error and error.count("\n") == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {"adapter", "base"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; nothing was merged"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device; free some space"),
+        (SafetensorError("StorageFull"), 2, "error: weights could not be written or read (StorageFull); free some"),
+        (MemoryError(), 2, "error: out of memory; lower"),
+    ],
+)
+def test_a_merge_that_is_cut_short_leaves_nothing(base, tmp_path, monkeypatch, capsys, error, code, message):
+    adapter = save_adapter(base, tmp_path / "adapter")
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("ovis25.merge.save_file", fail)
+    assert merge_main(["--adapter_path", str(adapter), "--output_path", str(tmp_path / "merged")]) == code
+    assert message in capsys.readouterr().err
+    assert {entry.name for entry in tmp_path.iterdir()} == {"adapter", "base"}
+
+
+def test_an_adapter_is_no_base(base, tmp_path, write_config, capsys):
+    adapter = save_adapter(base, tmp_path / "adapter")
+    for command in (["train", "--dry-run"], ["plan"]):
+        assert main([command[0], str(write_config(model_path=str(adapter))), *command[1:]]) == 2
+        assert "is a LoRA adapter, and a whole model is needed here; merge it" in capsys.readouterr().err
 
 
 def test_a_run_writes_the_note_into_every_adapter(write_config, tiny_folder, tmp_path):

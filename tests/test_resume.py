@@ -88,6 +88,10 @@ def change_base(folder: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
+def change_template(folder: Path) -> None:
+    edit(folder / "base" / "tokenizer_config.json", "{", '{"note": "other prompts",')
+
+
 CHANGES = {
     "data_path": change_data, "eval_data_path": change_evaluation, "samples of data_path": change_picture,
     "model_path": change_base,
@@ -110,6 +114,13 @@ def test_what_changed_is_named_and_refused(name, cut, tmp_path):
     plan = json.loads((tmp_path / "out" / "train_plan.json").read_text())
     assert results["global_step"] == 4 and "checkpoint-2" in plan["resumes_from"]
     assert any(note.startswith(f"goes on all the same with another {name}: ") for note in plan["notes"])
+
+
+def test_tokens_and_prompts_belong_to_the_base(own, tmp_path):
+    config = load_config(own())
+    before = resume.sources_of(config, tmp_path / "base", 1)["model_path"].digest
+    change_template(tmp_path)
+    assert resume.sources_of(config, tmp_path / "base", 1)["model_path"].digest != before
 
 
 def test_a_wish_to_resume_means_what_it_meant(cut, tmp_path):
@@ -335,6 +346,98 @@ def test_a_record_that_cannot_be_read_is_one_line(name, content, own, tmp_path, 
     assert train_main([str(config)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert name in line and "delete it" in line
+
+
+def edit_state(folder, **values):
+    """Changes a checkpoint's state, and its mark with it."""
+    path = folder / "trainer_state.json"
+    state = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in state.items() if value is not None}))
+    mark = json.loads((folder / "COMPLETE").read_text())
+    mark["files"][path.name] = [path.stat().st_size, sampled_digest(path)]
+    (folder / "COMPLETE").write_text(json.dumps(mark))
+
+
+def edit_mark(folder, **values):
+    mark = json.loads((folder / "COMPLETE").read_text())
+    (folder / "COMPLETE").write_text(json.dumps({**mark, **values}))
+
+
+OTHER_FORMS = [
+    (lambda f: edit_mark(f, files={"config.json": 7}), "lists no files"),
+    (lambda f: edit_mark(f, files=[1]), "lists no files"),
+    (lambda f: edit_mark(f, sources=[1]), "sources"),
+    (lambda f: edit_mark(f, progress=3), "progress"),
+    (lambda f: edit_state(f, global_step=None), "has no global_step"),
+    (lambda f: edit_state(f, stateful_callbacks=None), "has no stateful_callbacks"),
+]
+
+
+def test_a_record_of_another_form_is_a_damage(own, tmp_path):
+    run(own(max_steps=1, save_steps=1))
+    whole = tmp_path / "out" / "checkpoint-1"
+    for damage, message in OTHER_FORMS:
+        folder = tmp_path / "damaged" / "checkpoint-1"
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        damage(folder)
+        assert message in damage_of(folder)
+    edit_mark(whole, progress={"tokens": 3, "of a later release": 1})
+    assert resume.Start(whole, read_mark(whole)).progress.tokens == 3
+
+
+@pytest.mark.parametrize("content", ['{"finished": "yes"}', '{"stop_reason": 7}'])
+def test_results_of_another_form_are_one_line(own, tmp_path, capsys, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train_results.json").write_text(content)
+    assert train_main([str(own())]) == 2
+    assert "train_results.json has no stop_reason" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["checkpoint-1000", "checkpoint-1"])
+@pytest.mark.parametrize("extra", [{}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": False}], ids=str)
+def test_another_tools_checkpoints_stay(own, tmp_path, name, extra):
+    weights = tmp_path / "out" / name / "pytorch_model.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("theirs")
+    with pytest.raises(ConfigError, match=f"holds {name}, which no run of ours has written; move it away"):
+        run(own(**extra))
+    assert weights.read_text() == "theirs"
+
+
+def test_another_model_is_not_written_over(own, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds a model .config.json. that no run of ours has written"):
+        run(own())
+    assert run(own(overwrite_output_dir=True, max_steps=1))["finished"]
+
+
+def test_folders_where_files_belong_are_seen_first(own, tmp_path):
+    (tmp_path / "out" / "train_results.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds a folder train_results.json, where a file is to be written"):
+        run(own())
+
+
+def test_a_model_over_an_adapter_leaves_one_of_them(own, tmp_path):
+    run(own(use_lora=True, max_steps=1))
+    run(own(max_steps=1, overwrite_output_dir=True))
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in names and not {"adapter_config.json", "adapter_model.safetensors"} & names
+    run(own(use_lora=True, max_steps=1, overwrite_output_dir=True))
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "adapter_model.safetensors" in names and not {"model.safetensors", "config.json"} & names
+
+
+class DeleteOutput(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            shutil.rmtree(args.output_dir, ignore_errors=True)
+
+
+def test_a_folder_that_is_deleted_while_the_run_goes_on_gets_its_records_again(own, tmp_path, capsys):
+    assert train(load_config(own(max_steps=2)), callbacks=[DeleteOutput()])["finished"]
+    assert "was deleted or moved while the run went on" in capsys.readouterr().out
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"train_config.json", "train_run.json", "train_plan.json", "train_results.json"} <= names
 
 
 class Killed(RuntimeError):

@@ -455,6 +455,9 @@ def test_workers_follow_the_settings_that_need_them(write_config, monkeypatch):
         ("warmup_stable_decay", {"num_decay_steps": 5, "decay_type": "fast"}, "cannot be used"),
         ("reduce_lr_on_plateau", {}, "lr_scheduler_type reduce_lr_on_plateau needs an evaluation set"),
         ("linear", "text", "lr_scheduler_kwargs is 'text', but it must be an object"),
+        ("cosine_with_min_lr", {"min_lr_rate": 5}, "times the learning rate"),
+        ("cosine_with_min_lr", {"min_lr": 1.0}, "times the learning rate"),
+        ("polynomial", {"lr_end": 1e-4}, "must be smaller than initial lr"),
     ],
 )
 def test_a_schedule_that_cannot_be_made_is_refused(write_config, kind, values, message):
@@ -479,7 +482,51 @@ def test_a_schedule_with_its_arguments_is_taken(write_config, kind, values):
     assert arguments_of(path)[1].lr_scheduler_type == kind
 
 
+# -- DeepSpeed
+
+AUTO = {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_micro_batch_size_per_gpu": 5}, "train_micro_batch_size_per_gpu 5, but per_device_train_batch_size is"),
+        ({"train_batch_size": 17}, "train_batch_size=17, but the settings make it"),
+        ({"optimizer": {"type": "AdamW"}}, "an own optimizer, which would pass over the settings"),
+        ({"scheduler": {"type": "WarmupLR"}}, "an own scheduler"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled=True, but the settings"),
+        ({"bf16": True}, 'bf16 True; it must be {"enabled": "auto"}'),
+        ({"gradient_cliping": 1}, "did you mean gradient_clipping?"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimiser": {}}},
+            "offload_optimiser, which Deep",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "floppy"}}},
+            "offload_param.device, which",
+        ),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "reduce_bucket_size, which DeepSpeed refuses"),
+    ],
+)
+def test_a_deepspeed_config_that_cannot_work_is_refused(write_config, changes, message):
+    pytest.importorskip("deepspeed")
+    assert message in refusal(write_config(deepspeed={**AUTO, **changes}))
+
+
+def test_a_deepspeed_config_without_a_batch_size_is_refused(write_config):
+    pytest.importorskip("deepspeed")
+    assert 'add it with "auto"' in refusal(write_config(deepspeed={"zero_optimization": {"stage": 2}}))
+    config = load_config(write_config(deepspeed=AUTO))
+    build.check_before_loading(config)
+    assert config.trainer["deepspeed"] == AUTO
+
+
 # -- before anything is loaded
+
+
+def test_a_rate_of_zero_teaches_nothing(write_config):
+    assert "learning_rate is 0, so the run would change nothing" in refusal(write_config(learning_rate=0))
+    assert arguments_of(write_config(learning_rate=0, train_modules="llm:1e-5"))[1].learning_rate == 0
 
 
 def test_a_dry_run_refuses_what_a_run_refuses_and_leaves_nothing(write_config, tmp_path, capsys):

@@ -34,7 +34,9 @@ class TrainConfig:
     eval_data_path: str | None = _setting(None, "evaluation samples, in the same forms; turns early stopping on")
     image_folder: str | None = _setting(None, "where relative image and video paths start (default: the data's folder)")
     output_dir: str = _setting("output", "the final model, checkpoints, plan and report")
-    overwrite_output_dir: bool = _setting(False, "start over: delete the checkpoints of an earlier run in output_dir")
+    overwrite_output_dir: bool = _setting(
+        False, "start over: delete an earlier run's checkpoints in output_dir, write over its model"
+    )
 
     resume_anyway: bool = _setting(False, "go on with the run in output_dir though its data, base or settings changed")
     on_nonfinite: str = _setting(
