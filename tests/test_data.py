@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ovis25.constants import IGNORE_INDEX, PIXEL_TABLE
 from ovis25.data import Collator, ConversationDataset, DataError
-from ovis25.data.checks import fit_budget, grids_of
+from ovis25.data.measure import fit_budget, grids_of
 from ovis25.data.source import read_rows
 from ovis25.files import REPOSITORY_ROOT
 from ovis25.processing.image import num_visual_tokens

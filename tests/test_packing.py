@@ -18,10 +18,10 @@ from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import Collator, ConversationDataset, DataError
 from ovis25.data.collator import PackedCollator
-from ovis25.data.dataset import SIZES
-from ovis25.data.packed import PackedDataset
-from ovis25.data.packing import CostWeights, _best_fit, pack
+from ovis25.data.packing.balance import CostWeights, _best_fit, pack
+from ovis25.data.packing.rows import PackedDataset
 from ovis25.data.sampler import LengthSampler, RowSampler
+from ovis25.data.survey import SIZES
 from ovis25.training.build import Precision, steps_of, training_arguments
 from ovis25.training.config import ConfigError, load_config
 from ovis25.training.cost import cost_weights

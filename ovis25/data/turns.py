@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from ovis25.constants import IMAGE_PLACEHOLDER, THINK_BEGIN, THINK_END, TOOL_CALL_END, VIDEO_PLACEHOLDER
-from ovis25.data.errors import SampleError
+from ovis25.data.errors import DefectKind, SampleError
 from ovis25.processing.chat import LEARNED_ROLE, empty_thinking
 from ovis25.text import lone_surrogate
 
@@ -38,7 +38,8 @@ def check_turns(turns: list[Turn], field_name: str) -> None:
         if turn.role == LEARNED_ROLE:
             _check_thinking(turn)
     if all(turn.role != LEARNED_ROLE for turn in turns):
-        raise SampleError(field_name, "it has no learned token: no gpt turn", "Add an answer, or remove the sample")
+        problem, cure = "it has no learned token: no gpt turn", "Add an answer, or remove the sample"
+        raise SampleError(field_name, problem, cure, DefectKind.NOTHING_LEARNED)
     _check_order(turns, field_name)
 
 
@@ -50,6 +51,7 @@ def check_text(text: str, place: str) -> None:
             place,
             f"character {position} is half a character (\\u{ord(text[position]):04x}), cut out of an emoji",
             "Write the whole character, or remove it",
+            DefectKind.CHARACTERS,
         )
     found = list(dict.fromkeys(_CONTROL.findall(text)))
     if found:
@@ -57,6 +59,7 @@ def check_text(text: str, place: str) -> None:
             place,
             f"it holds the control token {', '.join(found)}",
             "Remove it: turns and pictures get their tokens here (<image> and <video> stand for visuals)",
+            DefectKind.CHARACTERS,
         )
 
 
@@ -67,7 +70,7 @@ def _check_filled(turn: Turn) -> None:
         "system": ("the system turn is empty", "Write it, or remove the turn"),
         "human": ("the question is empty", "Write the question, or remove the turn and its answer"),
     }.get(turn.role, ("the answer is empty", "Write the answer, or remove the turn"))
-    raise SampleError(turn.place, what, cure)
+    raise SampleError(turn.place, what, cure, DefectKind.EMPTY_TURN)
 
 
 def _check_visuals(turn: Turn) -> None:
@@ -79,6 +82,7 @@ def _check_visuals(turn: Turn) -> None:
                 turn.place,
                 f"{match.group()} stands in an answer, where no picture can be shown",
                 "Move it into the question; in an answer it may only follow </tool_call>",
+                DefectKind.PLACEHOLDERS,
             )
 
 
@@ -102,7 +106,7 @@ def _check_thinking(turn: Turn) -> None:
         problem, cure = "there is thinking, but no answer behind </think>", "Write the answer, or remove the turn"
     else:
         return
-    raise SampleError(turn.place, problem, cure)
+    raise SampleError(turn.place, problem, cure, DefectKind.THINKING)
 
 
 def _check_order(turns: list[Turn], field_name: str) -> None:
@@ -119,10 +123,11 @@ def _check_order(turns: list[Turn], field_name: str) -> None:
             kind = "questions" if speaker == "human" else "answers"
             problem, cure = f"two {kind} stand in a row", "Join them, or add what is missing between them"
         if problem:
-            raise SampleError(turn.place, problem, cure)
+            raise SampleError(turn.place, problem, cure, DefectKind.TURN_ORDER)
         previous = speaker
     if previous != "gpt":
-        raise SampleError(turns[-1].place, "the last question has no answer", "Add the answer, or remove the question")
+        problem, cure = "the last question has no answer", "Add the answer, or remove the question"
+        raise SampleError(turns[-1].place, problem, cure, DefectKind.TURN_ORDER)
 
 
 def num_empty_thinking(turns: list[Turn]) -> int:

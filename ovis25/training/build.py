@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
@@ -14,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.data import ConversationDataset, datainfo
-from ovis25.data.packed import PackedDataset
+from ovis25.data.packing.rows import PackedDataset
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.model.folder import check_folder
@@ -22,6 +23,7 @@ from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
+from ovis25.tools import Toolbox, as_toolbox, load_tools
 from ovis25.training import memory
 from ovis25.training.config import DEFAULTS, LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.config.check import WORKER_KEYS, check, check_values
@@ -78,6 +80,7 @@ def check_before_loading(config: TrainConfig) -> None:
     check_places(config)
     check_machine(config)
     visual_limits(config)
+    tools_of(config)
     parse_train_modules(config.train_modules)
     precision = choose_precision(config)
     num_steps = config.value("max_steps") if config.value("max_steps") > 0 else _SOME_STEPS
@@ -124,6 +127,18 @@ def visual_limits(config: TrainConfig) -> VisualLimits:
         raise ConfigError(str(error)) from error
 
 
+def tools_of(config: TrainConfig) -> Toolbox:
+    """The tools that make pictures in training data.
+
+    Raises:
+        ConfigError: `tools` names one that there is not, or that is none.
+    """
+    try:
+        return as_toolbox(None) if config.tools is None else load_tools(_names(config.tools))
+    except ValueError as error:
+        raise ConfigError(f"tools: {error}") from error
+
+
 def check_vocabulary(config: TrainConfig, processor: Ovis2_5Processor) -> None:
     """Tokens that a setting names are known to the tokenizer.
 
@@ -135,8 +150,13 @@ def check_vocabulary(config: TrainConfig, processor: Ovis2_5Processor) -> None:
         raise ConfigError(f"eos_token is {token!r}, which the tokenizer does not have; leave it out for its own")
 
 
-def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
-    """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's."""
+def build_dataset(
+    config: TrainConfig, key: str, processor: Ovis2_5Processor, skipped_path: Path | None = None
+) -> ConversationDataset:
+    """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's.
+
+    Samples that break while decoding are noted in `skipped_path`.
+    """
     source = getattr(config, key)
     if source.startswith(SOURCE_PREFIXES):
         source = parse_source(source)
@@ -154,6 +174,8 @@ def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) ->
         show_progress=is_main_process(),
         raw_pixels=True,
         measure_all=config.packing or config.value("train_sampling_strategy") in LENGTH_STRATEGIES,
+        tools=tools_of(config),
+        skipped_path=skipped_path,
     )
 
 

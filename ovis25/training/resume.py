@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ovis25.checkpoint import weights_digest
-from ovis25.data import ConversationDataset, datainfo
+from ovis25.data import datainfo
+from ovis25.data.dataset import SampleDataset
 from ovis25.files import read_json_object, resolve_input
 from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import checkpoints
@@ -191,7 +192,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_SHORT]
 
 
-def samples_source(dataset: ConversationDataset) -> Source:
+def samples_source(dataset: SampleDataset) -> Source:
     """What the check of a data set found, its pictures' sizes and the samples left out among it."""
     counts = dataset.statistics()
     sizes = b"" if counts.is_estimate else dataset.sizes.tobytes()
