@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PIXELS
+from conftest import PIXELS, run
 from PIL import Image
 
 from ovis25.data import ConversationDataset, DataError
@@ -246,11 +246,15 @@ def test_a_config_names_tools(rows, write_config, tmp_path, processor, capsys):
     (tmp_path / "data.json").write_text(json.dumps([mirror_row(), mirror_row("Crop [0, 0, 0.5, 1]")] * 2))
     settings = {"data_path": str(tmp_path / "data.json"), "max_steps": 1, "save_strategy": "no"}
     mirror = f"{__name__}:MirrorTool"
-    for tools in (["Crop", mirror], f"Crop, {mirror}"):
-        train(load_config(write_config(**settings, tools=tools)), dry_run=True)
-        assert re.search(r"samples +4\b", capsys.readouterr().out)
+    train(load_config(write_config(**settings, tools=f"Crop, {mirror}")), dry_run=True)
+    assert re.search(r"samples +4\b", capsys.readouterr().out)
+    # a step over all four samples, whose pictures a worker makes
+    trained = {"per_device_train_batch_size": 4, "dataloader_num_workers": 1}
+    results = run(write_config(**settings, **trained, tools=["Crop", mirror]))
+    assert results["finished"] and not (tmp_path / "out" / "skipped_samples.jsonl").exists()
+    assert json.loads((tmp_path / "out" / "train_config.json").read_text())["tools"] == ["Crop", mirror]
     with pytest.raises(DataError, match="there is no tool 'Mirror'"):
-        train(load_config(write_config(**settings)), dry_run=True)
+        train(load_config(write_config(**settings, output_dir=str(tmp_path / "other"))), dry_run=True)
 
 
 def test_tools_are_found_by_their_names():
