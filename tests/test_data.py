@@ -165,7 +165,7 @@ def test_a_defect_is_named_with_file_index_id_field_and_cure(processor, write, n
         ConversationDataset(path, processor, **SMALL)
     place = rf'{path}[1] (id "bad")' if isinstance(row, dict) else rf"{path}[1]"
     assert place in str(caught.value)
-    assert "1 of 2 sample has a defect" in str(caught.value) and "set on_bad_sample to skip" in str(caught.value)
+    assert "1 of 2 samples has a defect" in str(caught.value) and "set on_bad_sample to skip" in str(caught.value)
 
 
 def test_all_defects_are_listed_up_to_twenty_with_a_total(processor, write):

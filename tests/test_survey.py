@@ -138,12 +138,28 @@ def test_a_dataset_refuses_what_may_not_be_skipped(survey, rows, processor, tmp_
     assert "text_max_length" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "^samples holds no sample$"),
+        (range(0), "^samples holds no sample$"),
+        (None, "^data_path is null; give a data file, or a list of rows$"),
+        ({"conversations": []}, "^data_path is a dict"),
+        (7, "^data_path is an? int"),
+        (b"a.json", "^data_path is a bytes"),
+    ],
+)
+def test_what_is_no_set_of_rows_is_one_line(data, message, processor):
+    with pytest.raises(DataError, match=message):
+        ConversationDataset(data, processor)
+
+
 def test_the_renderer_lists_twenty(survey):
     defect = survey.defects[0]
     text = defects_text([defect] * 23, 50, "a.json")
     assert text.splitlines()[0] == "23 of 50 samples have defects:" and text.count("a.json[1]") == 20
     assert text.endswith("  ... and 3 more\nMend them, or set on_bad_sample to skip.")
-    assert defects_text([defect], 50, "a.json").startswith("1 of 50 sample has a defect:\n  a.json[1]")
+    assert defects_text([defect], 50, "a.json").startswith("1 of 50 samples has a defect:\n  a.json[1]")
     shown = survey_text(survey)
     assert shown.startswith("samples: 5 of 10 samples can be used\n") and "missing file: 2\n  samples[1]" in shown
     assert "too long: 1" in shown and "unread   source (1)" in shown and "2 text, 1 single image" in shown

@@ -8,7 +8,7 @@ from ovis25.data.errors import DataError, DefectKind, SampleError, label, told
 from ovis25.data.keys import ORIGIN_KEY
 from ovis25.data.schema import Sample, ToolImage, parse_sample
 from ovis25.data.source import read_rows
-from ovis25.data.sources import find_file
+from ovis25.data.sources import find_file, kind_of
 from ovis25.processing.image import ImageSource
 
 
@@ -72,12 +72,17 @@ class Samples(Sequence):
         Relative paths start at `image_folder`, else at the data file's folder, else at the working directory.
 
         Raises:
-            DataError: the file cannot be read, or `image_folder` is no folder.
+            DataError: the file cannot be read, there is no row, or `image_folder` is no folder.
         """
         if isinstance(data, cls):
             return data
         is_file = isinstance(data, (str, Path))
+        is_rows = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        if not is_file and (not is_rows or isinstance(data, (bytes, dict))):
+            raise DataError(f"data_path is {kind_of(data)}; give a data file, or a list of rows")
         rows, source = (read_rows(data), str(data)) if is_file else (data, "samples")
+        if not len(rows):
+            raise DataError(f"{source} holds no sample")
         folder = Path(image_folder or (Path(data).parent if is_file else ".")).absolute()
         if image_folder is not None and not folder.is_dir():
             raise DataError(f"image_folder {image_folder} is no folder")

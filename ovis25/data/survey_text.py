@@ -8,7 +8,7 @@ from ovis25.data.survey import MAX_LISTED, Survey
 
 def defects_text(defects: Sequence[Defect], num_rows: int, source: str, note: str = "") -> str:
     """What is wrong with data that cannot be used: up to 20 samples a line each, and the cure."""
-    noun = "sample has a defect" if len(defects) == 1 else "samples have defects"
+    noun = f"{'sample' if num_rows == 1 else 'samples'} {'has a defect' if len(defects) == 1 else 'have defects'}"
     lines = [f"{len(defects)} of {num_rows} {noun}:", *_listed(defects, source)]
     return "\n".join([*lines, f"Mend them, or set on_bad_sample to skip.{note}"])
 
