@@ -96,7 +96,7 @@ class Samples(Sequence):
 
     def read(self, row_index: int, suggest: bool = True) -> Sample:
         """As item `row_index`; without `suggest` nobody looks for the file that was meant, which reads folders."""
-        return _locate(self.parse(row_index), self.folder, suggest)
+        return locate(self.parse(row_index), self.folder, suggest)
 
     def parse(self, row_index: int) -> Sample:
         """The row's text and the names of its files, for who needs no file."""
@@ -124,8 +124,12 @@ def _with_id(place: str, name: str | None) -> str:
     return place if name is None else f'{place} (id "{name}")'
 
 
-def _locate(sample: Sample, folder: Path, suggest: bool) -> Sample:
-    """The sample with its relative paths in `folder`. Raises SampleError where a file does not exist."""
+def locate(sample: Sample, folder: Path, suggest: bool = True) -> Sample:
+    """The sample with its relative paths in `folder`.
+
+    Raises:
+        SampleError: a file does not exist; with `suggest` it names the neighbour that was meant.
+    """
 
     def find(source: ImageSource | ToolImage) -> ImageSource | ToolImage:
         is_name = isinstance(source, (str, Path))
