@@ -52,6 +52,11 @@ def resolve_checkpoint(name_or_path: str | Path, marker: str = "config.json", **
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if not (folder / marker).is_file():
+            if (folder / "adapter_config.json").is_file():
+                raise FileNotFoundError(
+                    f"{folder} is a LoRA adapter, and a whole model is needed here; merge it into its base first: "
+                    f"ovis25 merge --adapter_path {folder} --output_path {folder.name}_merged"
+                )
             found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(f"{folder} holds no {marker}, so it is no checkpoint folder (it holds {found})")
         return folder
@@ -207,23 +212,6 @@ def copy_side_files(source: str | Path, target: str | Path) -> None:
             # never written through
             (target / file.name).unlink()
         shutil.copyfile(file, target / file.name)
-
-
-def weights_digest(folder: str | Path) -> str:
-    """SHA-256, as 64 hex digits, over every safetensors file of a folder, in the order of names: its name, its size,
-    its header, and 64 blocks of 4 KiB evenly spread over it.
-
-    It tells models and files apart in milliseconds; it does not find a single flipped bit.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            # the format: the header's length in 8 bytes, little-endian, then the header
-            length = file.read(8)
-            digest.update(length + file.read(min(int.from_bytes(length, "little"), path.stat().st_size)))
-        digest.update(sampled_digest(path).encode())
-    return digest.hexdigest()
 
 
 def sampled_digest(path: str | Path) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from ovis25 import __version__
+from ovis25.command_line import USER_ERRORS, CommandParser, describe_error
 from ovis25.data import DataError
 from ovis25.inference import Ovis25Inference, RequestError
 from ovis25.inference.checks import check_whole
@@ -35,8 +36,8 @@ from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainCon
 from ovis25.training.config.trainer_keys import default_of
 from ovis25.training.run import train
 
-# what the user can mend: shown as one message, without a stack
-_USER_ERRORS = (ConfigError, DataError, FileNotFoundError, FloatingPointError)
+# a ValueError that is neither is a fault of this program, and keeps its stack
+_RUN_ERRORS = (ConfigError, DataError, finish.FinishError, *(kind for kind in USER_ERRORS if kind is not ValueError))
 _EXAM_BATCH = 64
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for what the user can mend, 130 when interrupted, 3 for a run whose
     model is saved, but whose curves or exam failed.
     """
-    parser = argparse.ArgumentParser(prog="ovis25", description="Train and run Ovis2.5.")
+    parser = CommandParser(prog="ovis25", description="Train and run Ovis2.5.")
     parser.add_argument("--version", action="version", version=f"ovis25 {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train_arguments(
@@ -58,18 +59,21 @@ def main(arguments: list[str] | None = None) -> int:
         )
     )
     _add_plan_arguments(commands.add_parser("plan", help="memory of every way to train, per device", **_PLAN_TEXTS))
-    _add_merge_arguments(commands.add_parser("merge", help="merge a LoRA adapter into its base", **_MERGE_TEXTS))
+    merge_parser = commands.add_parser("merge", help="merge a LoRA adapter into its base", **_MERGE_TEXTS)
+    _add_merge_arguments(merge_parser)
     _add_infer_arguments(commands.add_parser("infer", help="ask a model, once or from a file", **_INFER_TEXTS))
     _add_chat_arguments(commands.add_parser("chat", help="talk to a model in the terminal", **_CHAT_TEXTS))
     parsed, overrides = parser.parse_known_args(arguments)
     if parsed.command == "train":
+        _check_order(parser, parsed.config, overrides, arguments)
         return _run_train(parsed, overrides)
     if parsed.command in ("infer", "chat"):
         return _run_inference(parsed, overrides)
     if parsed.command == "plan":
+        _check_order(parser, parsed.config, overrides, arguments)
         return _run_plan(parsed, overrides)
     if overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        merge_parser.refuse_unknown(overrides)
     return _run_merge(parsed)
 
 
@@ -78,7 +82,7 @@ def train_main(arguments: list[str] | None = None, **fixed) -> int:
 
     `fixed` are the settings that make the door: recipe="trl", use_lora=True.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=Path(sys.argv[0]).name,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_TRAIN_DESCRIPTION,
@@ -86,14 +90,26 @@ def train_main(arguments: list[str] | None = None, **fixed) -> int:
     )
     _add_train_arguments(parser)
     parsed, overrides = parser.parse_known_args(arguments)
+    _check_order(parser, parsed.config, overrides, arguments)
     return _run_train(parsed, [*overrides, *(f"--{name}={value}" for name, value in fixed.items())])
 
 
 def merge_main(arguments: list[str] | None = None) -> int:
     """The documented door `src_theo/lora/merge_lora_adapters.py --adapter_path A --output_path B`."""
-    parser = argparse.ArgumentParser(prog="merge_lora_adapters.py", **_MERGE_TEXTS)
+    parser = CommandParser(prog="merge_lora_adapters.py", **_MERGE_TEXTS)
     _add_merge_arguments(parser)
-    return _run_merge(parser.parse_args(arguments))
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.refuse_unknown(unknown)
+    return _run_merge(parsed)
+
+
+def _check_order(parser: CommandParser, config: str, overrides: list[str], arguments: list[str] | None) -> None:
+    """A word behind a setting that stands before CONFIG would be taken for the config's name."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    first = next((word for word in overrides if word.startswith("-")), None)
+    if first in words and config in words and words.index(first) < words.index(config):
+        parser.error(f"{config!r} stands behind {first}; the config's name comes first: CONFIG --key value")
 
 
 _MERGE_TEXTS = {
@@ -125,11 +141,19 @@ def _run_merge(parsed: argparse.Namespace) -> int:
         report = merge_adapter(parsed.adapter_path, parsed.output_path, parsed.base, dtype, not parsed.anyway)
         print(report.render())
         return 0
-    except (FileNotFoundError, ValueError) as error:
-        if os.environ.get("OVIS25_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was merged, and nothing is left behind", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """What the user can mend, as one message; the exit code. With OVIS25_DEBUG the stack instead."""
+    if os.environ.get("OVIS25_DEBUG"):
+        raise error
+    print(f"error: {escape_controls(describe_error(error))}", file=sys.stderr)
+    return 2
 
 
 _PLAN_TEXTS = {
@@ -143,6 +167,7 @@ _PLAN_TEXTS = {
 }
 # planned for where there is no GPU to ask
 _USUAL_DEVICE = 80 * 10**9
+_LEAST_DEVICE = 10**9
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,14 +195,15 @@ def _run_plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
         if parsed.devices < 1:
             raise ConfigError(f"--devices is {parsed.devices}; it must be at least 1")
         config = load_config(parsed.config, overrides)
+        build.check_plannable(config)
         plan = build.memory_plan(config, _machine(parsed), parsed.float32, tuple(parsed.kinds), parsed.full)
         print(json.dumps(plan.to_dict(), indent=2) if parsed.json else memory.render(plan))
         return 0
-    except (*_USER_ERRORS, ValueError) as error:
-        if os.environ.get("OVIS25_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        return _report(error)
 
 
 def _machine(parsed: argparse.Namespace) -> memory.Machine:
@@ -187,10 +213,18 @@ def _machine(parsed: argparse.Namespace) -> memory.Machine:
     if is_here:
         device, host = torch.cuda.get_device_properties(0).total_memory, psutil.virtual_memory().total
     if parsed.device_memory is not None:
-        device = memory.parse_bytes(parsed.device_memory)
+        device = _amount("--device-memory", parsed.device_memory)
     if parsed.host_memory is not None:
-        host = memory.parse_bytes(parsed.host_memory)
+        host = _amount("--host-memory", parsed.host_memory)
     return memory.Machine(parsed.devices, device, host)
+
+
+def _amount(name: str, text: str) -> int:
+    number = memory.parse_bytes(text)
+    if number < _LEAST_DEVICE:
+        hint = f"; did you mean {text.strip()}GB?" if text.strip().isdigit() else ""
+        raise ConfigError(f"{name} is {text!r}, which is less than any device has (1GB){hint}")
+    return number
 
 
 _INFER_TEXTS = {
@@ -279,11 +313,8 @@ def _run_inference(parsed: argparse.Namespace, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; with --requests the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
-        if os.environ.get("OVIS25_DEBUG"):
-            raise
-        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
-        return 2
+    except USER_ERRORS as error:
+        return _report(error)
 
 
 def _check_infer(parsed: argparse.Namespace) -> None:
@@ -436,11 +467,9 @@ def _run_train(parsed: argparse.Namespace, overrides: list[str]) -> int:
         if is_main_process():
             print("\ninterrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
         return 130
-    except (*_USER_ERRORS, finish.FinishError) as error:
-        if os.environ.get("OVIS25_DEBUG"):
-            raise
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+    except _RUN_ERRORS as error:
+        if is_main_process() or os.environ.get("OVIS25_DEBUG"):
+            _report(error)
         return 3 if isinstance(error, finish.FinishError) else 2
 
 
@@ -470,6 +499,8 @@ def hold_exam(model_path: str, kinds: Iterable[str] = tuple(KINDS)) -> dict:
 def _quieten() -> None:
     """Our own lines instead of transformers' bars and notices; errors stay."""
     if not os.environ.get("OVIS25_DEBUG"):
+        # one line, without the place in our code
+        warnings.formatwarning = lambda message, *place: f"note: {escape_controls(' '.join(str(message).split()))}\n"
         # what other libraries will have to change one day
         warnings.filterwarnings("ignore", category=FutureWarning)
         transformers_logging.set_verbosity_error()

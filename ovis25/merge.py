@@ -19,12 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ovis25.checkpoint import copy_side_files, lies_in, side_files
-from ovis25.files import follow_umask
+from ovis25.files import expanded, follow_umask
 from ovis25.loading import ModelFolders, find_model
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import ADAPTER_CONFIG_NAME, AdapterOnShapes, load_adapter
 from ovis25.model.ovis import weight_shapes
 from ovis25.processing import Ovis2_5Processor
+from ovis25.text import shorten
 from ovis25.tiny.strips import READING_PROMPT, make_strip
 from ovis25.weights import INDEX_NAME, StoredTensor, stored_weights
 
@@ -83,9 +84,10 @@ def merge_adapter(
         CheckpointError: one of both is not whole, or the base is not the adapter's.
         ValueError: `output_path` is in use, or the merged folder failed a check. Nothing is left behind then.
     """
-    adapter, output = Path(adapter_path).expanduser(), Path(output_path).expanduser().absolute()
+    adapter, output = _place("adapter_path", adapter_path), _place("output_path", output_path)
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{adapter} holds no {ADAPTER_CONFIG_NAME}, so it is no adapter folder")
+        what = f"holds no {ADAPTER_CONFIG_NAME}, so it is no adapter folder"
+        raise FileNotFoundError(f"{adapter} {what if adapter.is_dir() else 'is no folder; give the adapter folder'}")
     found = find_model(adapter, base, check_base)
     _check_output(output, adapter, found.weights)
     stored = stored_weights(found.weights)
@@ -94,8 +96,7 @@ def merge_adapter(
         raise ValueError(f"dtype {dtype} cannot be merged into; choose float32, bfloat16 or float16")
     processor = Ovis2_5Processor.from_pretrained(found.processor)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    unfinished = _new_neighbour(output)
     try:
         processor.save_pretrained(unfinished)
         copy_side_files(found.weights, unfinished)
@@ -106,6 +107,28 @@ def merge_adapter(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return report
+
+
+def _place(key: str, path: str | Path) -> Path:
+    """The path that a user names, absolute. Raises ValueError: it is none."""
+    try:
+        if not str(path).strip() or "\0" in str(path):
+            raise ValueError("it is empty" if not str(path).strip() else "it holds a null byte")
+        return expanded(path).absolute()
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{key} is {shorten(str(path))}, which is no folder's name: {error}") from error
+
+
+def _new_neighbour(output: Path) -> Path:
+    """A new folder beside the one that is to be made. Raises ValueError: nothing can be written there."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise ValueError(
+            f"output_path is {shorten(str(output), 200)}, which cannot be written to: {error.strerror or error}; name "
+            "another folder"
+        ) from error
 
 
 def _check_output(output: Path, *inputs: Path) -> None:
@@ -141,6 +164,7 @@ def write_merged(found: ModelFolders, stored: dict[str, StoredTensor], folder: P
             for name, place in places.items()
             if place == file.name
         }
+        _check_finite(tensors, found, adapter.names)
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
         tensors.clear()
         _release_memory()
@@ -150,6 +174,21 @@ def write_merged(found: ModelFolders, stored: dict[str, StoredTensor], folder: P
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config.dtype = dtype
     config.save_pretrained(folder)
+
+
+def _check_finite(tensors: dict[str, torch.Tensor], found: ModelFolders, adapted: set[str]) -> None:
+    """Nothing is merged that is no number.
+
+    Raises:
+        ValueError: names the weight, and whether the adapter changes it.
+    """
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            whose = f"{found.adapter} or its base {found.weights}" if name in adapted else f"the base {found.weights}"
+            raise ValueError(
+                f"{name} would hold NaN or infinity as {str(value.dtype).removeprefix('torch.')}, because of {whose}; "
+                "get that folder again, or merge in another --dtype"
+            )
 
 
 def _read(stored: dict[str, StoredTensor], name: str) -> torch.Tensor:

@@ -27,8 +27,10 @@ def shorten(value, limit: int = 60) -> str:
 
 def nearest(name, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that looks most like the given one, or None where none does."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return found[0] if found else None
+    # case is the commonest slip
+    lowered = {str(word).lower(): word for word in known}
+    found = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=cutoff)
+    return lowered[found[0]] if found else None
 
 
 def lone_surrogate(text: str) -> int | None:

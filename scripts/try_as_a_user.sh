@@ -9,7 +9,7 @@
 #
 # OVIS25_PYTHON names an interpreter that has what ovis25 needs; then no environment is made.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 case "${1:-}" in
   -h | --help)
     sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"

@@ -12,11 +12,13 @@ PACKAGE = Path(ovis25.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer (a folder, or a file beside them) and the layers it may import. CONTRIBUTING.md explains the table.
-LOWEST = {"constants", "checkpoint", "files", "reduced", "text", "tokenizer_files", "weights"}
+LOWEST = {"constants", "checkpoint", "files", "reduced", "signatures", "text", "tokenizer_files", "weights"}
 LAYERS = {
     "constants": set(),
     "text": set(),
+    "command_line": {"text"},
     "reduced": set(),
+    "signatures": set(),
     "files": {"constants", "text"},
     "checkpoint": {"constants", "files", "text"},
     "weights": {"checkpoint"},
@@ -30,7 +32,19 @@ LAYERS = {
     "loading": {*LOWEST, "model", "processing", "tiny"},
     "inference": {*LOWEST, "loading", "model", "processing", "tiny", "tools"},
     "merge": {*LOWEST, "loading", "model", "processing", "tiny"},
-    "cli": {*LOWEST, "__init__", "data", "inference", "merge", "model", "processing", "tiny", "tools", "training"},
+    "cli": {
+        *LOWEST,
+        "__init__",
+        "command_line",
+        "data",
+        "inference",
+        "merge",
+        "model",
+        "processing",
+        "tiny",
+        "tools",
+        "training",
+    },
     # the door `from ovis25 import ...`, which registers with transformers too
     "__init__": {"inference", "model", "processing"},
     "__main__": {"cli"},

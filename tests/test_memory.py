@@ -195,7 +195,7 @@ def test_checkpointing_keeps_less(tiny_folder):
 
 def test_more_devices_and_stages_never_take_more():
     config = memory.released_config("2B")
-    few, many = (memory.estimate_all(config, Choice(), Workload(1, 2048, 1024), number) for number in (2, 8))
+    few, many = (memory.estimate_all(config, Choice(), Workload(1, 8192, 12544), number) for number in (2, 8))
     assert all(more.static <= less.static for less, more in zip(few, many, strict=True))
     totals = [estimate.total(True) for estimate in many[:4]]
     assert totals == sorted(totals, reverse=True)
@@ -323,7 +323,7 @@ def test_the_command_takes_own_models_and_refuses_nonsense(tiny_folder, tmp_path
         ("--devices=0", "--devices is 0"),
         ("--device-memory=1XB", "is no amount of memory"),
         ("--host-memory=none", "is no amount of memory"),
-        ("--single_image_max_pixels=3", "single_image_min_pixels"),
+        ("--single_image_max_pixels=3", "single_image_max_pixels is 3; it must be at least 1,024"),
     )
     for wrong, message in wrongs:
         assert main(["plan", str(path), wrong]) == 2

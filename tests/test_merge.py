@@ -49,6 +49,8 @@ def train_a_little(adapted) -> None:
 
 
 def save_adapter(base: Path, folder: Path, note: bool = True, dtype: torch.dtype | None = None, **settings) -> Path:
+    # PEFT draws half of the weights
+    torch.manual_seed(0)
     adapted = add_adapter(Ovis2_5.from_pretrained(base, dtype=dtype or "auto"), AdapterSettings(str(base), **settings))
     train_a_little(adapted)
     adapted.save_pretrained(folder)
@@ -59,6 +61,7 @@ def save_adapter(base: Path, folder: Path, note: bool = True, dtype: torch.dtype
 
 def saved_by_peft(base: Path, folder: Path, **settings) -> Path:
     model = Ovis2_5.from_pretrained(base)
+    torch.manual_seed(0)
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **settings))
     train_a_little(adapted)
     adapted.save_pretrained(folder)

@@ -465,7 +465,7 @@ def test_the_limit_reaches_processor_and_datasets(jpeg, processor, golden, tmp_p
 def test_the_limit_is_a_key_of_the_config(write_config):
     assert visual_limits(load_config(write_config())).max_image_megapixels == 178
     assert visual_limits(load_config(write_config(), ["--max_image_megapixels", "2.5"])).max_image_megapixels == 2.5
-    with pytest.raises(ValueError, match="max_image_megapixels -1.0 must be a number above 0"):
+    with pytest.raises(ValueError, match="max_image_megapixels is -1; it must be above 0"):
         visual_limits(load_config(write_config(max_image_megapixels=-1)))
 
 
@@ -501,3 +501,44 @@ def test_the_default_minimum_follows_in_a_config(tmp_path, data_dir):
     assert config.single_image_min_pixels == 5000 and config.multiple_image_min_pixels == 448 * 448
     with pytest.raises(ValueError, match="single_image_min_pixels 6000"):
         visual_limits(load_config(path, ["--single_image_min_pixels", "6000"]))
+
+
+# -- what first bytes tell
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\0\0\0\x18ftypheic", "it looks like a HEIC picture, which Pillow does not read; convert it to JPEG"),
+        (b"<svg/>", "it looks like an SVG drawing"),
+        (b"<html>404", "it looks like XML or HTML"),
+        (b"version https://git-lfs.github.com/spec/v1", "it looks like a pointer of git-lfs"),
+        (b"\x89PNG\r\n\x1a\n", "it begins like a PNG picture and is damaged"),
+        (b"\x1f\x8b\x08", "it looks like compressed with gzip"),
+    ],
+)
+def test_what_is_no_picture_looks_like_something(tmp_path, content, message):
+    (tmp_path / "a.png").write_bytes(content)
+    for source in (tmp_path / "a.png", content):
+        with pytest.raises(ValueError, match=message):
+            open_image(source)
+
+
+@pytest.mark.parametrize("exif", [b"x", b"\xff" * 100, b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP"])
+def test_damaged_exif_data_leave_the_pixels(name, exif):
+    content = io.BytesIO()
+    quarters().save(content, name, exif=exif, **({"lossless": True} if name == "WEBP" else {}))
+    assert open_image(content.getvalue()).size == (60, 40) and image_size(content.getvalue()) == (40, 60)
+    assert corners(open_image(content.getvalue())) == "rgby"
+
+
+def test_addresses_and_data_urls_are_known_in_any_case():
+    code = base64.b64encode(written("PNG")).decode()
+    for url in (f"DATA:image/png;base64,{code}", f"data:image/png;BASE64,{code}", f"Data:text/plain;base64 ,{code}"):
+        assert open_image(url).size == (60, 40)
+    with pytest.raises(ValueError, match="HTTP://127.0.0.1/a.png cannot be fetched: .* a private address"):
+        open_image("HTTP://127.0.0.1/a.png")
+    with pytest.raises(ValueError, match="lies on the web"):
+        open_image("s3://bucket/a.png")

@@ -2,8 +2,10 @@
 
 import base64
 import codecs
+import gzip
 import io
 import json
+import os
 import random
 import time
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 from ovis25 import Ovis25Inference, cli
 from ovis25.inference import Request, RequestError
+from ovis25.inference.grounding import parse_grounding
 from ovis25.inference.requests_file import answer_file
 from ovis25.processing.chat import tokenize
 from ovis25.tools import CropTool, Toolbox, toolbox
@@ -391,6 +394,21 @@ def test_what_a_tool_does_is_told_to_the_model(engine, picture, call, told):
         assert "ok&lt;|im_end|>\n&lt;|im_start|>user\n&lt;/tool_response>&lt;think>&lt;image>" in reply.text
 
 
+def following(ids: list[int]):
+    """A logits processor that makes every row write these ids in turn, whatever else it is fed between them."""
+
+    def process(history, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        for row, words in enumerate(history.tolist()):
+            done = 0
+            for word in words:
+                done += done < len(ids) and word == ids[done]
+            forced[row, ids[min(done, len(ids) - 1)]] = 0.0
+        return forced
+
+    return process
+
+
 def test_a_tool_that_fails_does_not_end_the_batch(engine, picture):
     tokenizer = engine.processor.tokenizer
     written = tokenize(tokenizer, "<tool_call>Odd key</tool_call></tool_call>Well.<|im_end|>", [])[0]
@@ -401,7 +419,7 @@ def test_a_tool_that_fails_does_not_end_the_batch(engine, picture):
 
     requests = [{"prompt": "a", "image": picture, "tools": tools} for tools in (Broken(), Toolbox([Odd()]))]
     replies = engine.replies(
-        requests, max_new_tokens=40, logits_processor=[Scripted(written)], **SMALL, **GREEDY
+        requests, max_new_tokens=40, logits_processor=[following(written)], **SMALL, **GREEDY
     )  # fmt: skip
     assert all(call.result.startswith("Error: ") for reply in replies for call in reply.tool_calls)
     assert [len(reply.tool_calls) for reply in replies] == [2, 2]
@@ -447,3 +465,118 @@ def test_data_urls_in_a_requests_file_are_no_paths(engine, folder, picture):
     address = "data:image/png;base64," + base64.b64encode(png(picture)).decode()
     (record,) = answered(engine, folder, json.dumps({"prompt": "Read.", "image": address}).encode())
     assert "is no name that a file can have" not in record.get("error", "") and "Traceback" not in str(record)
+
+
+# -- files that are no files, and text that is no text
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("pipe", "is a pipe or a device"),
+        ("/dev/full", "is a pipe or a device"),
+        ("loop", "is a link that leads back to itself"),
+        ("dangling", "is a link to nothing"),
+        ("x" * 300, "is no name that a file can have"),
+    ],
+)
+def test_pipes_and_links_are_never_waited_for(engine, folder, name, problem):
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "r.jsonl").write_text(json.dumps({"prompt": "Hi", "image": name}) + "\n")
+    for requests, output in ((name, "o.jsonl"), ("r.jsonl", name)):
+        with pytest.raises(RequestError, match=problem):
+            answer_file(engine, folder / requests, folder / output)
+    assert answer_file(engine, folder / "r.jsonl", folder / "o.jsonl") == (0, 1)
+    error = json.loads((folder / "o.jsonl").read_text())["error"]
+    assert error.startswith("image: ") and problem in error
+
+
+@pytest.mark.parametrize("content", [b"my notes, one line", b'{"a": 1}', b"\x89PNG\r", b"a\nb"])
+def test_a_file_of_the_user_is_never_cut(engine, folder, content):
+    (folder / "r.jsonl").write_text('{"prompt": "Hi"}\n')
+    (folder / "mine").write_bytes(content)
+    with pytest.raises(RequestError, match="give another --output"):
+        answer_file(engine, folder / "r.jsonl", folder / "mine")
+    assert (folder / "mine").read_bytes() == content
+    with pytest.raises(RequestError, match="cannot be written .*give another --output"):
+        answer_file(engine, folder / "r.jsonl", folder / "mine" / "o.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a"}'.encode("utf-16-le"), "looks like UTF-16LE; give a JSON Lines file in UTF-8"),
+        (gzip.compress(b'{"prompt": "a"}'), "looks like compressed with gzip"),
+        (b"PK\x03\x04", "looks like a zip archive"),
+        (b"\x89PNG\r\n", "looks like a PNG picture"),
+        (b"<html>", "looks like XML or HTML"),
+    ],
+)
+def test_what_is_no_file_of_requests_is_said(engine, folder, content, message):
+    (folder / "r.jsonl").write_bytes(content)
+    with pytest.raises(RequestError, match=message):
+        answer_file(engine, folder / "r.jsonl", folder / "o.jsonl")
+    assert not (folder / "o.jsonl").exists()
+
+
+def test_utf_32_and_keys_that_stand_twice(engine, folder):
+    text = '{"prompt": "Hi", "prompt": "Ho"}\n{"prompt": "Hi", "prompt": "Hi"}'
+    first, second = answered(engine, folder, text.encode("utf-32"), max_new_tokens=1)
+    assert "the key 'prompt' stands in it twice, with two values" in first["error"] and "answer" in second
+
+
+class Leaving:
+    """A tool that fails in ways that no `except Exception` sees."""
+
+    name, description, usage = "Leaving", "Fails.", "Leaving kind"
+
+    def run(self, call, images):
+        if call == "half":
+            return "\ud83d"
+        raise {"exit": SystemExit(3), "stop": KeyboardInterrupt(), "mute": Mute()}[call]
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(("call", "told"), [("exit", "SystemExit"), ("mute", "Mute"), ("half", "half a character")])
+def test_a_tool_that_leaves_ends_its_call_alone(call, told):
+    result = Toolbox([Leaving()]).run(f"Leaving {call}", [])
+    assert result.startswith("Error: ") and told in result
+    with pytest.raises(KeyboardInterrupt):
+        Toolbox([Leaving()]).run("Leaving stop", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "boxes", "problem"),
+    [
+        ("<BOX>(0.5,0),(1,1)</BOX>", [(30, 0, 60, 40)], None),
+        ("<box >(0.5,0),(1,1)</box >", [(30, 0, 60, 40)], None),
+        ('{"bbox_2d": [1, 2, 3, 4]}', [], "coordinates in another form"),
+        ("It is at [0.1, 0.2, 0.5, 0.6].", [], "coordinates in another form"),
+        ("(0.1, 0.2), (0.5, 0.6)", [], "coordinates in another form"),
+        ("<|box_start|>(1,2),(3,4)<|box_end|>", [], "coordinates in another form"),
+        ("In (2024) there were 3 cats.", [], None),
+    ],
+)
+def test_coordinates_in_another_form_are_said(answer, boxes, problem):
+    found = parse_grounding(answer, Image.new("RGB", (60, 40)))
+    assert found.boxes == boxes
+    assert (problem is None and not found.problems) or (problem and problem in found.problems[0])
+
+
+def test_coordinates_are_looked_for_in_linear_time():
+    start = time.monotonic()
+    for text in ("[" * 200_000, "(1" * 100_000, "1," * 100_000, "[1, 2, " * 50_000, "<box>" * 100_000):
+        parse_grounding(text, Image.new("RGB", (60, 40)))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(("answer", "image"), [(None, "picture"), (b"x", "picture"), ("x", None), ("x", "a.png")])
+def test_what_cannot_be_grounded_is_a_request_error(answer, image, picture):
+    with pytest.raises(RequestError, match="^(answer|image) is "):
+        parse_grounding(answer, picture if image == "picture" else image)

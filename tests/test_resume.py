@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
 from ovis25 import cli
-from ovis25.checkpoint import sampled_digest, weights_digest
+from ovis25.checkpoint import sampled_digest
 from ovis25.cli import train_main
 from ovis25.training import checkpoints, finish, resume
 from ovis25.training.checkpoints import damage_of, find_checkpoints, read_mark, rotate
 from ovis25.training.config import ConfigError, load_config
 from ovis25.training.run import train
+from ovis25.weights import weights_digest
 
 WAYS_OUT = ("--output_dir", "--overwrite_output_dir true", "--resume_anyway true")
 
@@ -170,6 +171,7 @@ def test_data_sources_are_contents(tmp_path):
 def test_weights_of_other_bytes_or_names_have_other_digests(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
         save_file({"a": torch.zeros(1_000_000), "b": torch.ones(3)}, tmp_path / name / "model.safetensors")
     one = weights_digest(tmp_path / "one")
     assert len(one) == 64 and one == weights_digest(tmp_path / "two")

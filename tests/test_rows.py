@@ -5,7 +5,9 @@ import copy
 import gzip
 import io
 import json
+import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ import ovis25.data.measure as measure_module
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import ConversationDataset, DataError
 from ovis25.data.errors import SampleError
+from ovis25.data.samples import locate
 from ovis25.data.schema import parse_sample
 from ovis25.data.source import read_rows
 from ovis25.files import REPOSITORY_ROOT
+from ovis25.processing.chat import tokenize, tool_responses, training_text
 from ovis25.tools import Toolbox, ToolError
 from ovis25.training.plan import _describe_notable
 
@@ -185,6 +189,24 @@ def row_of(*turns, **more):
 
 
 BROKEN = {
+    # tags of tools and of thinking that would be learned
+    "open call": (row_of(human("Hi"), gpt("<tool_call>Crop [0,0,1,1]")), r"it has 1 <tool_call> and 0 </tool_call>"),
+    "open response": (row_of(human("Hi"), gpt("<tool_call>a</tool_call><tool_response>b")), "1 <tool_response> and 0"),
+    "response without a call": (row_of(human("Hi"), gpt("<tool_response>a</tool_response>b")), "where no tool answers"),
+    "a line between": (row_of(human("Hi"), gpt("<tool_call>a</tool_call>\n<tool_response>b</tool_response>c")),
+        "<tool_response> stands where no tool answers, and would be learned. Write it right behind </tool_call>"),
+    "thinking in capitals": (row_of(human("Hi"), gpt("<THINK>a</THINK>b")), "it begins with <THINK>, which the model"),
+    "thinking of others": (row_of(human("Hi"), gpt(" <thinking>a</thinking>b")), "it begins with <thinking>, which"),
+    "thinking with a blank": (row_of(human("Hi"), gpt("< think >a</ think >b")), "it begins with < think >, which"),
+    "calls without end": (row_of(human("Hi"), gpt("<tool_call>x</tool_call><image>" * 1001)), "more than 1000 images"),
+    # what names nothing
+    "an object without a path": (row_of(*PICTURE, image={"src": "a.png", "height": 3}),
+        "image: an object with 'src, height' names no file. Its keys are bytes, path, url, image"),
+    "a null text part": ({"messages": [user([{"type": "text", "text": None}]), assistant("Ho")]}, "its text is null"),
+    "a text part without text": ({"messages": [user([{"type": "text"}]), assistant("Ho")]}, r"\[0\]: it lacks text"),
+    "a list as turn": (row_of([human("Hi")]), r"conversations\[0\]: it lacks from or value: it is a list"),
+    "keys of others": ({"question": "Hi", "answer": "Ho"}, "it is missing.*the row has 'question, answer'"),
+    "USER": (row_of(human("Hi") | {"from": "USER"}, gpt("Ho")), "unknown role 'USER'. Did you mean user"),
     # two ways of saying one thing
     "two systems": (row_of(system("A."), *TURNS, system="B."), r"system and conversations\[0\]\.value: they disagree"),
     "both texts": (row_of(*TURNS, messages=[user("Hi"), assistant("No")]),
@@ -415,6 +437,7 @@ AS_LIST, AS_LINES = json.dumps(ROWS, ensure_ascii=False), "\n".join(json.dumps(r
         ("a.jsonl", AS_LINES.encode("utf-32")),
         ("a.jsonl", AS_LINES.encode("utf-8-sig")),
         ("a.jsonl.GZ", gzip.compress(AS_LINES.encode("utf-16"))),
+        ("a.jsonl", AS_LINES.replace('"id": ', '"id": "\u00e9", "id": ').encode()),
     ],
 )
 def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name, content):
@@ -426,10 +449,23 @@ def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name, content):
     ("name", "content", "message"),
     [
         ("a.json", b"", "holds no sample"),
+        # a key twice: one of the two would be lost
+        ("a.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}', "a.jsonl, line 2: the key 'a' stands in it twice, with two values"),
+        ("a.json", b'[{"a": 1}, {"a": {"b": 1, "b": 2}}]', r"a.json\[1\]: the key 'b' stands in it twice"),
+        ("a.jsonl", b'{"a": 1}{"a": 2}', "Extra data; write one sample a line"),
+        ("a.jsonl", b'{"a": 1}\r{"a": 2}', "Extra data; write one sample a line"),
+        ("a.json", b"{}" + bytes(50), "it looks like binary data"),
+        ("a.json", b"%PDF-1.4", "it looks like a PDF document"),
+        ("a.json", b"a.json".ljust(257, b"\0") + b"ustar", "it looks like a tar archive"),
+        ("a.json", b"GIF89a", "a GIF picture"),
+        ("a.json", b"\0\0\0\x18ftypmp42", r"a video .MP4."),
+        ("a.json", gzip.compress(gzip.compress(b"[]")), "compressed with gzip"),
+        ("a.json", gzip.compress(b" " * 40_000_000), "unpacks to more than 200 times as many"),
         ("a.jsonl", b"\n \n", "holds no sample"),
         ("a.json", "图片里有什么？这是一只狗。".encode("gbk"), "looks like GBK; change it: iconv -f GBK"),
         ("a.json", '[{"a": "café très élégant"}]'.encode("latin-1"), "is not UTF-8 text: .*looks like CP1252"),
-        ("a.json", '[{"a": "é"}]'.encode("utf-16-le"), "no valid JSON|UTF-16LE"),
+        ("a.json", '[{"a": "é"}]'.encode("utf-16-le"), "looks like UTF-16LE; change it: iconv -f UTF-16LE"),
+        ("a.json", '[{"a": "é"}]'.encode("utf-16-be"), "looks like UTF-16BE; change it: iconv -f UTF-16BE"),
         ("a.json", b"\xff\xfe[", "begins as utf-16 and is broken"),
         ("a.csv", b"image,question,answer\na.png,What?,A dog\n", "looks like a table .CSV.; convert it: python -c"),
         ("a.json", b"image\tquestion\na.png\tWhat?\n", "looks like a table"),
@@ -451,6 +487,70 @@ def test_what_a_file_looks_like_is_said(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as caught:
         read_rows(tmp_path / name)
     assert len(str(caught.value)) < 500 and str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_one_sample_alone_is_read(tmp_path):
+    for name, content in (("a.json", json.dumps(ROWS[0], indent=2)), ("b.json", json.dumps(ROWS[0]))):
+        (tmp_path / name).write_text(content)
+        assert read_rows(tmp_path / name) == ROWS[:1]
+
+
+def special_files(folder) -> dict[str, str]:
+    """Names of what can be neither read nor waited for, and what is said of each."""
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("nowhere")
+    return {
+        "pipe": "is a pipe or a device, not a file", "/dev/zero": "is a pipe or a device, not a file",
+        "loop": "is a link that leads back to itself", "dangling": "is a link to nothing",
+        "x" * 300: "is no name that a file can have",
+    }  # fmt: skip
+
+
+def test_pipes_devices_and_links_are_named_and_never_waited_for(tmp_path):
+    for name, problem in special_files(tmp_path).items():
+        with pytest.raises(DataError, match=problem):
+            read_rows(tmp_path / name)
+        with pytest.raises(SampleError, match=problem):
+            locate(parse_sample(row_of(*PICTURE, image=name)), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"a.json", {"a": 1}, iter([]), []])
+def test_what_is_no_list_of_rows_is_said(processor, wrong):
+    with pytest.raises(DataError, match="data_path is a|data_path is null|holds no sample"):
+        ConversationDataset(wrong, processor)
+
+
+def test_addresses_are_known_in_any_case(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    code = base64.b64encode(png()).decode()
+    for url in (f"DATA:image/png;base64,{code}", f"data:text/plain;BASE64,{code}", f"data:image/png;base64 ,{code}"):
+        assert parse_sample(row_of(*PICTURE, image=url)).images == [png()]
+    named = locate(parse_sample(row_of(*PICTURE, image=f"FILE://{tmp_path}/a.png")), tmp_path)
+    assert named.images == [tmp_path / "a.png"]
+    for address in ("HTTP://a.b/a.png", "Https://a.b/a.png", "s3://a/a.png", "ftp://a/a.png"):
+        with pytest.raises(SampleError, match="lies on the web"):
+            locate(parse_sample(row_of(*PICTURE, image=address)), tmp_path)
+
+
+@pytest.mark.parametrize("turns", [
+    [human("Hi"), gpt("<tool_call>x</tool_call><tool_response>y</tool_response>" * 10_000)],
+    [human("a"), gpt("b")] * 10_000,
+])  # fmt: skip
+def test_rendering_is_linear(processor, turns):
+    start = time.monotonic()
+    rendered = training_text(turns)
+    _, labels = tokenize(processor.tokenizer, rendered.text, [], rendered.learned_spans)
+    assert time.monotonic() - start < 20
+    learned = processor.tokenizer.decode([label for label in labels if label != IGNORE_INDEX])
+    assert learned.count("<tool_call>") == sum(turn["value"].count("<tool_call>") for turn in turns)
+    assert "<tool_response>" not in learned and learned.count("<|im_end|>") == len(turns) // 2
+
+
+def test_responses_that_are_never_closed_take_no_time():
+    start = time.monotonic()
+    assert list(tool_responses("</tool_call><tool_response>" * 40_000)) == []
+    assert time.monotonic() - start < 5
 
 
 def test_a_folder_names_the_files_in_it(tmp_path):

@@ -96,7 +96,7 @@ def test_bytes_that_are_no_text_do_not_end_the_chat(talk):
 
 
 def test_piped_latin_1_is_told(engine, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments: engine)
+    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments, **options: engine)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nHello\n"), encoding="utf-8"))
     assert cli.main(["chat", "tiny", "--max_new_tokens", "2"]) == 0
     assert "was not sent" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_piped_latin_1_is_told(engine, monkeypatch, capsys):
 
 
 def test_controls_of_a_reply_are_shown(engine, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments: engine)
+    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments, **options: engine)
     ids = tokenize(engine.processor.tokenizer, f"<think>{EVIL}</think>\n\n{EVIL}<|im_end|>", [])[0]
     stream = engine.stream
     monkeypatch.setattr(
@@ -121,3 +121,24 @@ def test_controls_of_a_reply_are_shown(engine, monkeypatch, capsys):
 def test_what_is_shown_and_what_stays():
     assert escape_controls(EVIL) == r"\x1b]0;owned\x07\x0dA\x9b2J\u202eb\u2066\x7f"
     assert escape_controls("tab\tline\nقطة 😀") == "tab\tline\nقطة 😀"
+
+
+@pytest.mark.parametrize("line", ["/IMAGE a.png", "/image\ta.png", "/image=a.png", "\ufeff/image a.png"])
+def test_commands_are_known_in_any_spelling(talk, folder, line):
+    Image.linear_gradient("L").save(folder / "a.png")
+    said, asked = talk(line, "Read.")
+    assert "a.png goes with the next message" in said and asked == [("Read.", [str(folder / "a.png")], None)]
+
+
+@pytest.mark.parametrize("line", ["/imge a.png", "/images a.png", "/vidoe a.mp4"])
+def test_a_misspelt_picture_is_waited_for(talk, line):
+    said, asked = talk(line, "What?")
+    assert "no such command; did you mean /" in said and "not sent" in said and not asked
+
+
+@pytest.mark.parametrize(
+    ("line", "use"), [("/think yes", "/think on, or"), ("/budget 0", "/budget N"), ("/budget -1", "/budget N")]
+)
+def test_the_use_of_a_command_is_said(talk, line, use):
+    said, _ = talk(line)
+    assert f"{line}: write {use}" in said

@@ -259,3 +259,44 @@ def test_a_video_in_memory(tmp_path):
     content = write(tmp_path / "cut.mkv", greys(8)).read_bytes()
     with pytest.raises(ValueError, match="a video of .* bytes is cut"):
         load_video(content[: len(content) // 2], 1, 4)
+
+
+# -- names and files that FFmpeg would take for something else
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "concat:x.mp4", "%03d.mp4", "-i.mp4", "two\nlines.mp4", "pipe:0"])
+def test_a_name_is_a_name(tmp_path, monkeypatch, name):
+    write(tmp_path / "plain.mp4", greys(2)).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_video(name, 1, 8)) == 2 and video_info(name)[0] == 2
+
+
+def test_lists_of_other_files_are_no_videos(tmp_path):
+    write(tmp_path / "a.mp4", greys(2))
+    (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with pytest.raises(ValueError, match="is a list of other files; name one of them"):
+        load_video(tmp_path / "list.ffconcat", 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
+        (b"<html>", "it looks like XML or HTML"),
+        (b"%PDF-1.4", "it looks like a PDF document"),
+    ],
+)
+def test_what_is_no_video_is_said(tmp_path, content, message):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.mp4 is no readable video: .*{message}"):
+        video_info(tmp_path / "a.mp4")
+
+
+def test_a_tiff_as_video_raises_nothing_else(tmp_path):
+    quarters().save(tmp_path / "a.tif")
+    try:
+        assert video_info(tmp_path / "a.tif")[0] == 1
+    except ValueError as error:
+        # as this FFmpeg has it
+        assert str(error).startswith(str(tmp_path / "a.tif"))

@@ -20,6 +20,7 @@ from ovis25.data.sources import VISUAL_KEYS, Visuals, given, kind_of, row_visual
 from ovis25.data.spellings import LOSS_KEYS, REASONING_KEYS
 from ovis25.data.turns import Turn
 from ovis25.processing.chat import LEARNED_ROLE
+from ovis25.text import shorten
 
 
 @dataclass
@@ -114,6 +115,8 @@ FORMS = (
     Form(_from_completion, ("completion",), ("prompt", "completion"), places_visuals=True),
     Form(_from_output, ("output", "response"), ("instruction", "query", "input", "output", "response", "history")),
 )
+# a row is known by one of these
+ROW_NAMES = tuple(name for form in FORMS for name in form.names)
 TEXT_KEYS = tuple(key for form in FORMS for key in form.keys)
 ROW_KEYS = (*TEXT_KEYS, "system", *VISUAL_KEYS, *LOSS_KEYS)
 
@@ -133,9 +136,11 @@ def _main_form(row: dict) -> Form:
     for form in FORMS[2:]:
         if any(given(row.get(key)) for key in form.keys):
             return form
+    has = f"; the row has {shorten(', '.join(map(str, row)), 100)}" if row else ""
     raise SampleError(
         "conversations", "it is missing",
-        'Give a list of turns with "from" and "value", or messages, prompt and completion, instruction and output',
+        'Give a list of turns with "from" and "value", or messages, prompt and completion, instruction and output'
+        + has,
     )  # fmt: skip
 
 

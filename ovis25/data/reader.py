@@ -47,10 +47,12 @@ class TurnReader:
         read = []
         for index, turn in enumerate(turns):
             place = f"{name}[{index}]"
+            lacks = "role or content" if is_messages else "from or value"
+            if not isinstance(turn, dict):
+                raise SampleError(place, f"it lacks {lacks}: it is {kind_of(turn)}", f"Write {example}")
             who, what = (_key_of(turn, keys) for keys in _WHO_AND_WHAT)
-            is_call = isinstance(turn, dict) and any(given(turn.get(key)) for key in ("tool_calls", "function_call"))
+            is_call = any(given(turn.get(key)) for key in ("tool_calls", "function_call"))
             if who is None or (what is None and not is_call):
-                lacks = "role or content" if is_messages else "from or value"
                 raise SampleError(place, f"it lacks {lacks}", f"Write {example}")
             _check_twins(turn, place)
             role = _role(turn[who], f"{place}.{who}", roles)
@@ -76,6 +78,9 @@ class TurnReader:
         part_type = part.get("type") if isinstance(part, dict) else None
         if part_type == "text" and isinstance(part.get("text"), str):
             return part["text"]
+        if part_type == "text" and isinstance(part, dict):
+            what = f"its text is {kind_of(part['text'])}" if "text" in part else "it lacks text"
+            raise SampleError(place, what, 'Write {"type": "text", "text": "..."}')
         kind = _PART_KINDS.get(part_type) if isinstance(part_type, str) else None
         if kind is None:
             what = f"of type {shorten(part_type)}" if isinstance(part_type, str) else kind_of(part)
@@ -128,7 +133,7 @@ def with_thinking(value: str, named: dict, place: str) -> str:
 
 def _key_of(turn, keys: tuple[str, str]) -> str | None:
     """The key of the two that the turn has; both only where they say the same."""
-    present = [key for key in keys if isinstance(turn, dict) and key in turn]
+    present = [key for key in keys if key in turn]
     filled = [key for key in present if turn[key] is not None]
     return next(iter(filled or present), None)
 
@@ -148,7 +153,7 @@ def _role(role, place: str, roles: dict[str, str]) -> str:
         raise SampleError(place, f"the role {role} is not read", _TOOL_CURE)
     if role in _ANY_ROLE:
         return _ANY_ROLE[role]
-    near = nearest(role[:60], roles)
+    near = nearest(role[:60].strip().lower(), _ANY_ROLE, cutoff=0.7)
     hint = f"Did you mean {near}? " if near else ""
     raise SampleError(place, f"unknown role {shorten(role)}", f"{hint}Roles are {', '.join(roles)}")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ovis25.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ovis25.constants import IMAGE_PLACEHOLDER, TOOL_CALL_END, VIDEO_PLACEHOLDER
 from ovis25.data.errors import DefectKind, SampleError
 from ovis25.data.forms import read_row
 from ovis25.data.keys import unused_keys
@@ -12,6 +12,9 @@ from ovis25.data.turns import ANSWER_ROLES, Turn, check_turns, num_empty_thinkin
 from ovis25.processing.chat import TOOL_IMAGE, count_placeholders
 from ovis25.processing.image import ImageSource
 from ovis25.text import lone_surrogate, shorten
+
+# each remembers what it saw; no sequence has room for so many
+_MAX_TOOL_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ def _place_tool_images(sample: Sample, turns: list[Turn]) -> None:
     As at inference, a call sees the images before it: the user's, then what the same reply's calls gave.
     """
     shown: list[ToolImage | None] = []
+    if sum(turn.value.count(TOOL_CALL_END + IMAGE_PLACEHOLDER) for turn in turns) > _MAX_TOOL_IMAGES:
+        problem = f"its calls give more than {_MAX_TOOL_IMAGES} images"
+        raise SampleError(turns[-1].place, problem, "Make several samples of it", DefectKind.TOOL_CALL)
     for turn in turns:
         calls: dict[int, str] = {}
         if turn.role in ANSWER_ROLES:

@@ -6,35 +6,23 @@ import gzip
 import importlib
 import io
 import json
+import os
+import re
 import zlib
 from pathlib import Path
 
 from ovis25.data.errors import DataError
+from ovis25.data.forms import ROW_NAMES
+from ovis25.files import DoubleKeyError, locate_file, without_doubles
+from ovis25.signatures import decoded_by_mark, looks_binary, signature
 
 __all__ = ["DataError", "read_rows"]
 
-# the longest first: UTF-32's mark begins as UTF-16's does
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-# what a file's first bytes say that it is, and the cure
-_OTHERS = (
-    (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as JSON lines"),
-    (b"BZh", "compressed with bzip2", "decompress it (bunzip2), or use gzip"),
-    (b"\xfd7zXZ", "compressed with xz", "decompress it (unxz), or use gzip"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it (unzstd), or use gzip"),
-    (b"ARROW1", "an Arrow file", "save it as Parquet or JSON lines: dataset.to_json(PATH)"),
-    (b"\xff\xff\xff\xff", "an Arrow stream", "save it as Parquet or JSON lines: dataset.to_json(PATH)"),
-    (b"\x89PNG", "a PNG picture", "name the file with the samples"),
-    (b"\xff\xd8\xff", "a JPEG picture", "name the file with the samples"),
-    (b"SQLite", "an SQLite database", "export its rows as JSON lines"),
-    (b"\x80\x04", "a Python pickle", "write its rows as JSON lines"),
-    (b"\x80\x05", "a Python pickle", "write its rows as JSON lines"),
-    (b"version https://git-lfs", "a pointer of git-lfs, without the data", "fetch it: git lfs pull"),
-    (b"<", "XML or HTML, maybe the page of a failed download", "download it again, or convert it to JSON lines"),
-)
+# text in a few hundred times its size is a bomb; what is small may be
+_MAX_RATIO, _SMALL = 200, 32 * 2**20
+_PARQUET_BATCH = 256
+_BETWEEN = re.compile(r"[\s,]*")
 _LINE_ENDINGS = (".jsonl", ".ndjson")
 
 
@@ -48,14 +36,18 @@ def read_rows(path: str | Path) -> list:
             column); no list.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(_folder_problem(path))
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; correct data_path or eval_data_path")
+    try:
+        path = locate_file(path, "")
+    except FileNotFoundError as error:
+        # a plain name needs no quotes
+        said = str(error).replace(repr(str(path)), str(path), 1)
+        raise DataError(f"{said}{'' if said.endswith('?') else ';'} correct data_path or eval_data_path") from error
     try:
         content = path.read_bytes()
         if content.startswith(_GZIP):
-            content = gzip.decompress(content)
+            content = _unzipped(path, content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is compressed with gzip, and broken: {error}; fetch it again") from error
     except OSError as error:
@@ -66,6 +58,15 @@ def read_rows(path: str | Path) -> list:
     return rows
 
 
+def _unzipped(path: Path, content: bytes) -> bytes:
+    most = max(_MAX_RATIO * len(content), _SMALL)
+    with gzip.open(io.BytesIO(content)) as file:
+        unzipped = file.read(most + 1)
+    if len(unzipped) > most:
+        raise DataError(_bomb(path, content))
+    return unzipped
+
+
 def _folder_problem(path: Path) -> str:
     endings = (".json", *_LINE_ENDINGS, ".parquet", ".gz")
     found = sorted(entry.name for entry in path.iterdir() if entry.name.lower().endswith(endings))
@@ -74,29 +75,38 @@ def _folder_problem(path: Path) -> str:
 
 
 def _decode(path: Path, content: bytes) -> str:
-    for begin, what, cure in _OTHERS:
-        if content.lstrip().startswith(begin):
-            raise DataError(f"{path} is no JSON: it looks like {what}; {cure}")
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    if known := signature(content):
+        raise DataError(f"{path} is no JSON: it looks like {known[0]}; {known[1]}")
     try:
-        return content.decode(encoding)
+        text = decoded_by_mark(content)
     except UnicodeDecodeError as error:
-        if encoding != "utf-8":
-            raise DataError(f"{path} begins as {encoding} and is broken: {error}; write it as UTF-8") from error
+        name = error.encoding.removesuffix("-le").removesuffix("-be")
+        raise DataError(f"{path} begins as {name} and is broken: {error}; write it as UTF-8") from error
+    if text is not None:
+        return text
+    if what := looks_binary(content):
+        cure = _recode(path, what) if what.startswith("UTF") else "name the file with the samples"
+        raise DataError(f"{path} is no UTF-8 text: it looks like {what}; {cure}")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}; {_looks_encoded(path, content)}") from error
 
 
 def _looks_encoded(path: Path, content: bytes) -> str:
     """Which encoding it probably is, and the command that changes it."""
     start = content[: 2**16]
-    if start.count(0) > len(start) // 4:
-        name = "UTF-16LE" if start[1:2] == b"\0" else "UTF-16BE"
-    else:
-        high = bytes(byte for byte in start if byte >= 0x80)
-        # in GBK a character takes two bytes, most of them both above 0x80; in Latin-1 such letters stand alone
-        pairs = sum(a >= 0x81 and b >= 0x40 for a, b in zip(start[::1], start[1::1], strict=False))
-        name = "GBK" if _can_decode(start, "gbk") and pairs > 0.75 * max(len(high), 1) and len(high) > 3 else "CP1252"
-    return f"it looks like {name}; change it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}"
+    high = bytes(byte for byte in start if byte >= 0x80)
+    if 2 * len(high) > len(start) and not _can_decode(start, "gbk"):
+        return "it looks like binary data; name the file with the samples"
+    # in GBK a character takes two bytes, most of them both above 0x80; in Latin-1 such letters stand alone
+    pairs = sum(a >= 0x81 and b >= 0x40 for a, b in zip(start[::1], start[1::1], strict=False))
+    name = "GBK" if _can_decode(start, "gbk") and pairs > 0.75 * max(len(high), 1) and len(high) > 3 else "CP1252"
+    return f"it looks like {name}; {_recode(path, name)}"
+
+
+def _recode(path: Path, name: str) -> str:
+    return f"change it: iconv -f {name} -t UTF-8 {path.name} > utf8_{path.name}"
 
 
 def _can_decode(content: bytes, encoding: str) -> bool:
@@ -126,6 +136,9 @@ def _read_list(path: Path, text: str) -> list:
     rows = _load(path, text)
     if isinstance(rows, list):
         return rows
+    if isinstance(rows, dict) and any(name in rows for name in ROW_NAMES):
+        # one sample a line, of which there is one
+        return [rows]
     inner = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
     hint = f"; its key {inner[0]!r} holds one: write that alone" if inner else ""
     raise DataError(f"{path} holds a {type(rows).__name__}; it must be a list of samples{hint}")
@@ -135,15 +148,33 @@ def _load(path: Path, text: str, line: int | None = None):
     """JSON of the whole file, or of one line of it."""
     where = f"{path}, line {line}" if line else str(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_doubles)
     except json.JSONDecodeError as error:
         place = f"{path}, line {line or error.lineno}, column {error.colno}"
-        raise DataError(f"{place}: no valid JSON: {error.msg}") from error
+        is_second = error.msg == "Extra data" and text[error.pos :].lstrip(" ,\r")[:1] == "{"
+        hint = "; write one sample a line, or all in one list" if is_second else ""
+        raise DataError(f"{place}: no valid JSON: {error.msg}{hint}") from error
     except RecursionError as error:
         raise DataError(f"{where}: its lists and objects are nested too deep") from error
+    except DoubleKeyError as error:
+        place = where if line else f"{path}[{_row_with_double(text)}]"
+        raise DataError(f"{place}: {error}") from error
     except ValueError as error:
         # a number of thousands of digits
         raise DataError(f"{where}: no valid JSON: {error}") from error
+
+
+def _row_with_double(text: str) -> int:
+    """Which row of a list has a key twice; the parser does not tell."""
+    decoder = json.JSONDecoder(object_pairs_hook=without_doubles)
+    position, index = text.find("[") + 1, 0
+    try:
+        while position:
+            _, position = decoder.raw_decode(text, _BETWEEN.match(text, position).end())
+            index += 1
+    except ValueError:
+        pass
+    return index
 
 
 def _is_json(line: str) -> bool:
@@ -177,7 +208,24 @@ def _read_parquet(path: Path, content: bytes) -> list:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise DataError(f"{path} is a Parquet file; to read it: pip install pyarrow") from error
+    most, size, rows = max(_MAX_RATIO * len(content), _SMALL), 0, []
     try:
-        return parquet.read_table(io.BytesIO(content)).to_pylist()
+        for batch in parquet.ParquetFile(io.BytesIO(content)).iter_batches(_PARQUET_BATCH):
+            # a text that stands in a dictionary counts as often as it is used
+            plain = (getattr(column, "dictionary_decode", lambda column=column: column)() for column in batch.columns)
+            size += sum(column.nbytes for column in plain)
+            if size > most:
+                break
+            rows += batch.to_pylist()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is a Parquet file that cannot be read: {error}") from error
+    if size > most:
+        raise DataError(_bomb(path, content))
+    return rows
+
+
+def _bomb(path: Path, content: bytes) -> str:
+    return (
+        f"{path} has {len(content):,} bytes and unpacks to more than {_MAX_RATIO} times as many: no real data do; "
+        "if it is meant, unpack it to JSON lines first"
+    )

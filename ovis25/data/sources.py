@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ovis25.data.errors import DefectKind, SampleError, label
-from ovis25.files import data_url_bytes, locate_file
+from ovis25.files import data_url_bytes, is_data_url, is_web_address, locate_file
 from ovis25.processing.image import ImageSource
 from ovis25.text import lone_surrogate, shorten
 
@@ -84,7 +84,12 @@ def source_of(value, place: str, kind: str):
     """
     if isinstance(value, dict):
         keys = ("bytes", "path", "url", kind)
-        value = next((value[key] for key in keys if given(value.get(key))), None)
+        named = next((value[key] for key in keys if given(value.get(key))), None)
+        if named is None:
+            holds = shorten(", ".join(map(str, value)), 100) if value else "nothing"
+            cure = f"Its keys are {', '.join(keys)}"
+            raise SampleError(place, f"an object with {holds} names no file", cure, DefectKind.SOURCE)
+        value = named
     if kind == "video" and isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [source_of(frame, place, "image") for frame in value]
     kinds = (str, Path, bytes, Image.Image) if kind == "image" else (str, Path)
@@ -95,10 +100,10 @@ def source_of(value, place: str, kind: str):
 
 
 def _source_of_text(text: str, place: str, kind: str) -> str | bytes:
-    if text.startswith(("http://", "https://")):
+    if is_web_address(text):
         cure = "Download it first and give its path"
         raise SampleError(place, f"{label(text)} lies on the web", cure, DefectKind.SOURCE)
-    if text.startswith("data:"):
+    if is_data_url(text):
         if kind == "video":
             cure = "Write it to a file and give its path"
             raise SampleError(place, "a video stands in a data: URL", cure, DefectKind.SOURCE)

@@ -3,9 +3,18 @@
 import re
 from dataclasses import dataclass
 
-from ovis25.constants import IMAGE_PLACEHOLDER, THINK_BEGIN, THINK_END, TOOL_CALL_END, VIDEO_PLACEHOLDER
+from ovis25.constants import (
+    IMAGE_PLACEHOLDER,
+    THINK_BEGIN,
+    THINK_END,
+    TOOL_CALL_BEGIN,
+    TOOL_CALL_END,
+    TOOL_RESPONSE_BEGIN,
+    TOOL_RESPONSE_END,
+    VIDEO_PLACEHOLDER,
+)
 from ovis25.data.errors import DefectKind, SampleError
-from ovis25.processing.chat import LEARNED_ROLE, empty_thinking
+from ovis25.processing.chat import LEARNED_ROLE, empty_thinking, tool_responses
 from ovis25.text import lone_surrogate
 
 ANSWER_ROLES = (LEARNED_ROLE, "ignored_gpt")
@@ -16,6 +25,8 @@ CONTROL_TOKENS = (
     "<|quad_start|>", "<|quad_end|>",
 )  # fmt: skip
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
+# thinking in the tags of other models, or mistyped
+_OTHER_THINKING = re.compile(r"\s*<\s*(?:think|thinking|thought)\s*/?>", re.IGNORECASE)
 _VISUAL = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 
@@ -37,6 +48,7 @@ def check_turns(turns: list[Turn], field_name: str) -> None:
             _check_visuals(turn)
         if turn.role == LEARNED_ROLE:
             _check_thinking(turn)
+            _check_tool_tags(turn)
     if all(turn.role != LEARNED_ROLE for turn in turns):
         problem, cure = "it has no learned token: no gpt turn", "Add an answer, or remove the sample"
         raise SampleError(field_name, problem, cure, DefectKind.NOTHING_LEARNED)
@@ -89,6 +101,10 @@ def _check_visuals(turn: Turn) -> None:
 def _check_thinking(turn: Turn) -> None:
     value, num_begins, num_ends = turn.value, turn.value.count(THINK_BEGIN), turn.value.count(THINK_END)
     if not num_begins and not num_ends:
+        if other := _OTHER_THINKING.match(value):
+            problem = f"it begins with {other.group().strip()}, which the model does not know as thinking"
+            cure = "Write <think>thinking</think> and then the answer"
+            raise SampleError(turn.place, problem, cure, DefectKind.THINKING)
         return
     begin, end = value.find(THINK_BEGIN), value.find(THINK_END)
     if not num_begins:
@@ -107,6 +123,21 @@ def _check_thinking(turn: Turn) -> None:
     else:
         return
     raise SampleError(turn.place, problem, cure, DefectKind.THINKING)
+
+
+def _check_tool_tags(turn: Turn) -> None:
+    """Calls are closed, and what a tool gave stands right behind its call: elsewhere it would be learned."""
+    value = turn.value
+    for begin, end in ((TOOL_CALL_BEGIN, TOOL_CALL_END), (TOOL_RESPONSE_BEGIN, TOOL_RESPONSE_END)):
+        num_begins, num_ends = value.count(begin), value.count(end)
+        if num_begins != num_ends:
+            problem = f"it has {num_begins} {begin} and {num_ends} {end}"
+            raise SampleError(turn.place, problem, "Close each one", DefectKind.TOOL_CALL)
+    num_responses = sum(1 for _ in tool_responses(value))
+    if num_responses != value.count(TOOL_RESPONSE_BEGIN):
+        problem = f"{TOOL_RESPONSE_BEGIN} stands where no tool answers, and would be learned"
+        cure = f"Write it right behind {TOOL_CALL_END}, with nothing between"
+        raise SampleError(turn.place, problem, cure, DefectKind.TOOL_CALL)
 
 
 def _check_order(turns: list[Turn], field_name: str) -> None:

@@ -1,11 +1,12 @@
 """Boxes and points in replies: read, scaled to pixels, drawn."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ovis25.inference.checks import RequestError, shown
+from ovis25.inference.checks import RequestError, refuse, shown
 from ovis25.inference.drawing import draw_regions
 from ovis25.processing.boxes import Region, parse_regions
 from ovis25.text import shorten
@@ -16,6 +17,12 @@ GROUNDING_PROMPTS = {
     "point": "Please provide the point coordinates.",
 }
 COORDINATES = ("shares", "thousandths", "pixels")
+# JSON, other tags, or four numbers in brackets; a bounded look from each place
+_NUMBER = r"-?[\d.]{1,12}"
+_FOUR = rf"[(\[]\s{{0,4}}{_NUMBER}(?:[\s,()\[\]]{{1,8}}{_NUMBER}){{3}}"
+_OTHER_FORM = re.compile(
+    rf'"(?:bbox|bbox_2d|box_2d|point|point_2d)"|<\|?(?:box_start|bbox|quad|point )|{_FOUR}', re.ASCII
+)
 _LOOKS = {"shares": "shares of the picture", "thousandths": "0-1000", "pixels": "pixels"}
 
 
@@ -58,6 +65,10 @@ def parse_grounding(answer: str, image: Image.Image, coordinates: str | None = N
     the upright image, or "thousandths". Swapped corners are put in order. All but the plain case is in `problems`.
     """
     check_coordinates(coordinates)
+    if not isinstance(answer, str):
+        raise refuse("answer", answer, "the text of a reply")
+    if not isinstance(image, Image.Image):
+        raise refuse("image", image, "the PIL picture that the reply is about")
     found = Grounding(answer, image, [], [], [], [])
     numbers_seen = {"box": 0, "point": 0}
     for region in parse_regions(answer):
@@ -69,6 +80,8 @@ def parse_grounding(answer: str, image: Image.Image, coordinates: str | None = N
         is_box = region.kind == "box"
         (found.boxes if is_box else found.points).append(placed)
         (found.box_labels if is_box else found.point_labels).append(region.label)
+    if not any(numbers_seen.values()) and (other := _OTHER_FORM.search(answer)):
+        found.problems.append(f"no <box> or <point> in it, but {shorten(other[0])}: coordinates in another form")
     return found
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ovis25.constants import PATCH_SIZE, SINGLE_IMAGE_PIXELS, THINK_BEGIN, THINK_END, TURN_BEGIN
+from ovis25.files import is_web_address
 from ovis25.inference.checks import RequestError
 from ovis25.inference.request import Request
 from ovis25.processing import Ovis2_5Processor
@@ -139,7 +140,7 @@ def _clip_size(processor: Ovis2_5Processor, request: Request) -> tuple[int, int,
 
 
 def _is_address(source) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+    return isinstance(source, str) and is_web_address(source)
 
 
 def _named(kind: str, error: Exception) -> RequestError:

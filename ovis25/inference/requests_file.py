@@ -9,20 +9,24 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ovis25.files import locate_file
+from ovis25.files import IS_FILE, IS_MISSING, is_data_url, is_web_address, locate_file, problem_of, without_doubles
 from ovis25.inference.batches import batches
 from ovis25.inference.checks import check_whole, refuse, shown
 from ovis25.inference.engine import Ovis25Inference
 from ovis25.inference.prompt import Prompt
 from ovis25.inference.reply import Reply
 from ovis25.inference.request import RequestError, as_request, make_request, split_options
-from ovis25.text import escape_controls
+from ovis25.signatures import decoded_by_mark, looks_binary, signature
+from ovis25.text import escape_controls, shorten
 
 # lines that are decoded differently do not share a batch: so many batches of lines are looked at before one is full
 _LOOK_AHEAD = 4
 # a longer number of digits is no count of anything; Python itself refuses to read 4300 of them
 _LONGEST_WHOLE_NUMBER = 30
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# a longer name is no path that somebody mistyped
+_LONGEST_NAME = 255
+# how a file of replies begins
+_FIRST_BYTES = b'{"index": 0,'
 
 
 def reply_record(reply: Reply) -> dict:
@@ -65,7 +69,7 @@ def answer_file(
     lines = _read_lines(source, target)
     done = _read_done(target, lines)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_writable(target)
     read = LineReader(engine, source.parent, defaults, generation)
     with (
         Progress(*columns, transient=True) as bar,
@@ -84,23 +88,42 @@ def answer_file(
 
 def _read_lines(source: Path, target: Path) -> list[str]:
     """The lines that are not blank, as training data are read: only a newline ends one."""
-    if not source.is_file():
-        raise RequestError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}; give a JSON Lines file")
-    if target.exists() and (target.is_dir() or target.samefile(source)):
-        what = "is a folder" if target.is_dir() else "is the file of requests itself"
-        raise RequestError(f"the output {target} {what}; give another --output")
+    if (problem := problem_of(source)) != IS_FILE:
+        raise RequestError(f"{shorten(str(source), 200)} {problem}; give a JSON Lines file")
+    # a pipe would be waited for without end
+    problem = problem_of(target)
+    if problem == IS_FILE and target.samefile(source):
+        problem = "is the file of requests itself"
+    if problem not in (IS_FILE, IS_MISSING):
+        raise RequestError(f"the output {shorten(str(target), 200)} {problem}; give another --output")
     content = source.read_bytes()
     try:
-        text = content.decode("utf-16") if content.startswith(_UTF16) else None
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{source} begins like UTF-16 but is not ({error.reason}); save it as UTF-8") from error
-    if text is None:
         # a byte that is no UTF-8 is found in its own line
-        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
+        text = None if content.startswith(codecs.BOM_UTF8) else decoded_by_mark(content)
+    except UnicodeDecodeError as error:
+        name = "UTF-32" if error.encoding.startswith("utf-32") else "UTF-16"
+        raise RequestError(f"{source} begins like {name} but is not ({error.reason}); save it as UTF-8") from error
+    if text is None:
+        known = signature(content)
+        if what := known[0] if known else looks_binary(content):
+            raise RequestError(f"{source} looks like {what}; give a JSON Lines file in UTF-8")
+        text = content.decode("utf-8", errors="surrogateescape")
     lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
     if lines and lines[0].lstrip().startswith("[") and len(lines) > 1 and lines[-1].rstrip().endswith("]"):
         _refuse_list(source, text)
     return lines
+
+
+def _make_writable(target: Path) -> None:
+    """The output's folder exists, and a file can be opened in it, before anything is asked."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.open("a").close()
+    except OSError as error:
+        cure = "give another --output"
+        raise RequestError(
+            f"the output {shorten(str(target), 200)} cannot be written ({error.strerror}); {cure}"
+        ) from error
 
 
 def _refuse_list(source: Path, text: str) -> None:
@@ -118,8 +141,6 @@ def _read_done(target: Path, lines: list[str]) -> list[dict]:
         return []
     content = target.read_bytes()
     size = content.rfind(b"\n") + 1
-    if size < len(content):
-        os.truncate(target, size)
     text = content[:size].removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace")
     done = []
     for index, line in enumerate(text.split("\n")[:-1]):
@@ -132,6 +153,11 @@ def _read_done(target: Path, lines: list[str]) -> list[dict]:
         if not answers or record.get("request") != _printable(lines[index]):
             raise RequestError(f"{where} answers another request than line {index + 1} of the requests; {cure}")
         done.append(record)
+    if size < len(content):
+        if not done and not content.startswith(_FIRST_BYTES) and not _FIRST_BYTES.startswith(content):
+            raise RequestError(f"{target} holds something else than replies; give another --output, or delete it")
+        # only now: what is not ours stays as it is
+        os.truncate(target, size)
     return done
 
 
@@ -203,7 +229,7 @@ class LineReader:
 def _parse(line: str) -> dict:
     try:
         line.encode("utf-8")
-        fields = json.loads(line, parse_int=_whole_number)
+        fields = json.loads(line, parse_int=_whole_number, object_pairs_hook=without_doubles)
     except UnicodeEncodeError as error:
         place = f"byte {line[error.start].encode('utf-8', errors='surrogateescape')!r} at place {error.start}"
         raise RequestError(f"the line is no UTF-8 text ({place}); save the file as UTF-8") from error
@@ -239,9 +265,10 @@ def _located(fields: dict, folder: Path) -> dict:
 
 
 def _located_file(key: str, name, folder: Path):
-    if not isinstance(name, str) or not name or name.startswith(("http://", "https://", "data:")):
+    if not isinstance(name, str) or not name or is_web_address(name) or is_data_url(name):
         return name
     try:
         return str(locate_file(name, folder))
     except FileNotFoundError as error:
-        raise RequestError(f"{key}: {error}") from error
+        hint = "; base64 belongs behind data:image/png;base64," if len(name) > _LONGEST_NAME else ""
+        raise RequestError(f"{key}: {error}{hint}") from error

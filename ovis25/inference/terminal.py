@@ -1,22 +1,24 @@
 """Inference in a terminal: replies as they are written, and a chat."""
 
 import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
-from ovis25.files import locate_file, unquoted_path
+from ovis25.files import is_data_url, is_web_address, locate_file, unquoted_path
 from ovis25.inference.chat import Chat
 from ovis25.inference.prompt import PICTURE_ERRORS
 from ovis25.inference.reply import ReplyStream
 from ovis25.inference.request import RequestError
 from ovis25.processing.image import image_size
 from ovis25.processing.video import video_info
-from ovis25.text import escape_controls, lone_surrogate, shorten
+from ovis25.text import escape_controls, lone_surrogate, nearest, shorten
 
 HELP = """\
 /image PATH     show a picture (path or address) with the next message; may be repeated
@@ -27,8 +29,7 @@ HELP = """\
 /reset          forget the conversation
 /help           these lines
 /exit           leave (or Ctrl-D)"""
-# what is fetched or decoded only when it is sent
-_REMOTE = ("http://", "https://", "data:")
+_USES = {"/think": "/think on, or /think off", "/budget": "/budget N (a whole number above 0), or /budget off"}
 
 
 def speak_utf8() -> None:
@@ -40,7 +41,7 @@ def speak_utf8() -> None:
 
 def named_file(field_name: str, name: str) -> str:
     """The path, address or data: URL that an argument names. Raises RequestError: names the neighbour."""
-    if name.startswith(_REMOTE):
+    if _is_remote(name):
         return name
     try:
         return str(locate_file(name, Path.cwd()))
@@ -73,14 +74,15 @@ def run_chat(chat: Chat, read: Callable[[str], str] = input) -> None:
     session = _Session(chat)
     while True:
         try:
-            line = read("> ").strip()
+            # a byte order mark that a pipe or a paste brings along
+            line = read("> ").strip().removeprefix("\ufeff")
         except (EOFError, KeyboardInterrupt):
             print()
             return
         except UnicodeDecodeError as error:
             print(f"that was no UTF-8 text ({error.reason}) and was not sent; write it again")
             continue
-        if line == "/exit":
+        if line.lower() in ("/exit", "/quit"):
             return
         if (place := lone_surrogate(line)) is not None:
             print(f"{line[place]!a} at place {place} is no character of UTF-8; the line was not sent, write it again")
@@ -99,8 +101,8 @@ class _Session:
 
     def take(self, line: str) -> None:
         """One line that is not empty."""
-        command, _, value = line.partition(" ")
-        value, options = value.strip(), self.chat.options
+        command, value = _split(line)
+        options = self.chat.options
         if command == "/help":
             print(HELP)
         elif command in ("/image", "/video") and value == "none":
@@ -108,7 +110,8 @@ class _Session:
             print("no picture goes with the next message")
         elif command in ("/image", "/video"):
             self.attach(command[1:], unquoted_path(value))
-        elif command == "/think" and value in ("on", "off"):
+        elif command == "/think" and value.lower() in ("on", "off"):
+            value = value.lower()
             options["enable_thinking"] = value == "on"
             if value == "off":
                 options.pop("thinking_budget", None)
@@ -119,21 +122,33 @@ class _Session:
             self.chat.reset()
             self.drop_visuals()
         elif command.startswith("/"):
-            print(f"{escape_controls(line)}: no such command; /help lists them")
+            self.refuse(command, line)
         elif self.failed is not None:
             print(f"not sent, because {self.failed} could not be read: name another with /image, or say /image none")
         else:
             self.send(line)
+
+    def refuse(self, command: str, line: str) -> None:
+        """Says what was meant; no question is asked without a picture that was to go with it."""
+        said = escape_controls(line) if len(line) < 200 else shorten(line, 200)
+        if command in _USES:
+            print(f"{said}: write {_USES[command]}")
+            return
+        near = nearest(command, ("/image", "/video", "/think", "/budget", "/reset", "/help", "/exit"))
+        print(f"{said}: no such command; {f'did you mean {near}? ' if near else ''}/help lists them")
+        if near in ("/image", "/video"):
+            self.failed = said
+            print("messages wait until you name one with /image or /video, or say /image none")
 
     def drop_visuals(self) -> None:
         self.images, self.video, self.failed = [], None, None
 
     def attach(self, kind: str, name: str) -> None:
         """Find and look at a picture or video now, so that no question is asked without it."""
-        shown = escape_controls(name) or "no path"
+        shown = (escape_controls(name) if len(name) < 500 else shorten(name)) or "no path"
         try:
-            path = name if name.startswith(_REMOTE) else _found(name)
-            if not name.startswith(_REMOTE):
+            path = name if _is_remote(name) else _found(name)
+            if not _is_remote(name):
                 image_size(path) if kind == "image" else video_info(path)
         except PICTURE_ERRORS as error:
             self.failed = shown
@@ -153,7 +168,7 @@ class _Session:
         try:
             print_stream(self.chat.stream(line, self.images, self.video))
             self.images, self.video = [], None
-        except RequestError as error:
+        except (RequestError, torch.OutOfMemoryError) as error:
             print(f"error: {escape_controls(str(error))}")
             if visuals:
                 print("what you named still goes with the next message; /image none drops it")
@@ -162,11 +177,24 @@ class _Session:
             print(f"\n(given up; the conversation is as before{kept})")
 
 
+def _is_remote(name: str) -> bool:
+    """What is fetched or decoded only when it is sent."""
+    return is_web_address(name) or is_data_url(name)
+
+
 def _is_count(text: str) -> bool:
     return text.isdecimal() and len(text) < 10 and int(text) > 0
 
 
+def _split(line: str) -> tuple[str, str]:
+    """(command, value) of a line: `/Image=a.png` and a tab between them are understood."""
+    command, *rest = re.split(r"[\s=]", line, maxsplit=1) if line.startswith("/") else [line]
+    return command.lower(), "".join(rest).strip()
+
+
 def _found(name: str) -> str:
+    if not name:
+        raise FileNotFoundError("a path belongs behind the command")
     try:
         return str(locate_file(name, Path.cwd()))
     except FileNotFoundError as error:

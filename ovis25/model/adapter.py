@@ -17,6 +17,7 @@ from torch import nn
 from ovis25.checkpoint import CheckpointError, cure_for, read_json, unfinished_downloads
 from ovis25.model.config import Ovis2_5_Config
 from ovis25.model.ovis import Ovis2_5
+from ovis25.text import shorten
 from ovis25.weights import read_header, weights_digest
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -123,8 +124,9 @@ def adapter_base(folder: str | Path) -> str | None:
     if not path.is_file():
         return None
     base = read_json(folder, ADAPTER_CONFIG_NAME).get("base_model_name_or_path")
-    if not base:
-        raise CheckpointError(f"{path} names no base_model_name_or_path; give the base model (--base, base= in Python)")
+    if not base or not isinstance(base, str):
+        named = f"base_model_name_or_path is {shorten(base)}" if base else "names no base_model_name_or_path"
+        raise CheckpointError(f"{path} {named}; give the base model (--base, base= in Python)")
     return base
 
 
@@ -207,9 +209,10 @@ def load_adapter(model: Ovis2_5, folder: str | Path) -> PeftModel:
             # PEFT warns of missing weights and goes on; the comparison below ends it instead
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, folder)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the adapter {folder} does not fit its base {_origin(model)}: {reason[:300]}") from error
+    except Exception as error:
+        # whatever PEFT raises, it raises because of the values or the weights in the adapter's folder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"the adapter {folder} does not fit its base{_origin(model)}: {reason[:300]}") from error
     stored = read_header(Path(folder) / ADAPTER_WEIGHTS_NAME).keys()
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     missing, unexpected = (
@@ -218,7 +221,7 @@ def load_adapter(model: Ovis2_5, folder: str | Path) -> PeftModel:
     )
     if missing or unexpected:
         raise CheckpointError(
-            f"the adapter {folder} does not fit {ADAPTER_CONFIG_NAME} and its base {_origin(model)}: "
+            f"the adapter {folder} does not fit {ADAPTER_CONFIG_NAME} and its base{_origin(model)}: "
             f"{len(missing)} weights are missing ({', '.join(missing[:2]) or 'none'}), {len(unexpected)} belong to "
             f"no layer ({', '.join(unexpected[:2]) or 'none'})"
         )
@@ -226,7 +229,9 @@ def load_adapter(model: Ovis2_5, folder: str | Path) -> PeftModel:
 
 
 def _origin(model: nn.Module) -> str:
-    return str(getattr(model, "base_folder", None) or "")
+    """` FOLDER`, where the model was loaded from one."""
+    folder = getattr(model, "base_folder", None)
+    return f" {folder}" if folder else ""
 
 
 def _stand_in(model: nn.Module) -> None:

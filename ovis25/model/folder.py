@@ -2,14 +2,22 @@
 
 from pathlib import Path
 
-from ovis25.checkpoint import CheckpointError, check_file, read_json
+from transformers import GenerationConfig
+
+from ovis25.checkpoint import CheckpointError, check_file, cure_for, read_json
 from ovis25.constants import MODEL_TYPE
 from ovis25.model.config import Ovis2_5_Config
-from ovis25.model.ovis import check_stored_weights
+from ovis25.model.ovis import check_stored_weights, weight_shapes
 from ovis25.tokenizer_files import check_template, check_tokenizer
 
 # read where they are there
-_OPTIONAL = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json")
+_OPTIONAL = (
+    "added_tokens.json", "chat_template.json", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "special_tokens_map.json",
+)  # fmt: skip
+_GENERATION = "generation_config.json"
+# more layers than any such model has: a number that is damaged, whose model would never be built
+_MOST_LAYERS = 1000
 
 
 def check_folder(folder: str | Path, with_weights: bool = True) -> None:
@@ -24,6 +32,7 @@ def check_folder(folder: str | Path, with_weights: bool = True) -> None:
     """
     folder = Path(folder)
     config = read_config(folder)
+    _check_shapes(folder, config)
     if with_weights:
         check_stored_weights(folder, config)
     check_tokenizer(folder, config.llm_config.vocab_size)
@@ -31,6 +40,21 @@ def check_folder(folder: str | Path, with_weights: bool = True) -> None:
     for name in _OPTIONAL:
         if (folder / name).exists() or (folder / name).is_symlink():
             read_json(folder, name)
+    _check_generation(folder)
+
+
+def _check_generation(folder: Path) -> None:
+    """transformers takes the values of generation_config.json. Raises CheckpointError: it does not."""
+    if not (folder / _GENERATION).exists():
+        return
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except Exception as error:
+        # whatever its checks raise, they raise because of a value
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder / _GENERATION} cannot be used: {reason[:300]}; {cure_for(folder, _GENERATION)}"
+        ) from error
 
 
 def read_config(folder: str | Path) -> Ovis2_5_Config:
@@ -47,6 +71,31 @@ def read_config(folder: str | Path) -> Ovis2_5_Config:
         return Ovis2_5_Config.from_pretrained(folder)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / 'config.json'} describes no Ovis2.5 model: {reason}") from error
+    except Exception as error:
+        # whatever the classes of a configuration raise, they raise because of its values
+        raise _no_model(folder, error) from error
+
+
+def _check_shapes(folder: Path, config: Ovis2_5_Config) -> None:
+    """The model can be made of its config: without memory for its weights.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    for part in ("llm_config", "vit_config"):
+        num_layers = getattr(config, part).num_hidden_layers
+        if not 0 < num_layers <= _MOST_LAYERS:
+            reason = f"{part}.num_hidden_layers is {num_layers}; it must be at least 1 and at most {_MOST_LAYERS}"
+            raise _no_model(folder, reason)
+    try:
+        weight_shapes(config)
+    except Exception as error:
+        # whatever a layer raises, it raises because of the values it is made of
+        raise _no_model(folder, error) from error
+
+
+def _no_model(folder: Path, reason: Exception | str) -> CheckpointError:
+    text = " ".join(str(reason).split())
+    return CheckpointError(
+        f"{folder / 'config.json'} describes no Ovis2.5 model: {text[:300]}; {cure_for(folder, 'config.json')}"
+    )

@@ -1,7 +1,9 @@
 """transformers' Qwen3 with our output layer and its element-wise parts fused; names, weights and caches are Qwen3's."""
 
+import torch
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
@@ -56,7 +58,9 @@ def build_llm(config: Qwen3Config) -> Qwen3ForCausalLM:
 
     Its modules change class in place: they keep their names, weights and everything else that transformers gave them.
     """
-    llm = Qwen3ForCausalLM._from_config(config)
+    # under ZeRO-3, transformers would shard and initialise even what is only to show its shapes
+    is_for_shapes = is_deepspeed_zero3_enabled() and torch.get_default_device().type == "meta"
+    llm = Qwen3ForCausalLM(config) if is_for_shapes else Qwen3ForCausalLM._from_config(config)
     for module in llm.modules():
         if type(module) in _OURS:
             module.__class__ = _OURS[type(module)]

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-_TAG = re.compile(r"<(/?)(ref|box|point)>")
+_TAG = re.compile(r"<(/?)(ref|box|point)\s?>", re.IGNORECASE)
 # every character can match in one way only
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _BRACKETS = str.maketrans("()[]", "    ")
@@ -47,7 +47,7 @@ def parse_regions(text: str) -> list[Region]:
     regions: list[Region] = []
     label, open_tag, start = None, None, 0
     for tag in _TAG.finditer(text):
-        is_closing, name = bool(tag[1]), tag[2]
+        is_closing, name = bool(tag[1]), tag[2].lower()
         if is_closing and name == open_tag:
             content = text[start : tag.start()]
             if name == "ref":

@@ -4,6 +4,7 @@ Training text is built here and not by the chat template, which would delete the
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,8 +37,6 @@ LEARNED_ROLE = "gpt"
 _PLACEHOLDERS = re.compile(f"({IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})")
 # thinking that is empty, whatever blanks it holds: the way of saying that there is none
 _EMPTY_BLOCK = re.compile(rf"\s*{THINK_BEGIN}\s*{THINK_END}\s*")
-# what a tool gave, right after its call; read, never learned (an image's positions are not learned anyway)
-_TOOL_RESPONSE = re.compile(f"(?<={TOOL_CALL_END}){TOOL_RESPONSE_BEGIN}.*?{TOOL_RESPONSE_END}", re.DOTALL)
 # a call, and the image that it gave
 TOOL_IMAGE = re.compile(f"{TOOL_CALL_BEGIN}([^<]*){TOOL_CALL_END}{IMAGE_PLACEHOLDER}")
 _INDICATORS = {
@@ -50,13 +49,19 @@ _INDICATORS = {
 class TrainingText:
     """A conversation as one text, and the character spans of it that are learned."""
 
-    text: str = ""
     learned_spans: list[tuple[int, int]] = field(default_factory=list)
+    _pieces: list[str] = field(default_factory=list)
+    _length: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
 
     def add(self, text: str, learned: bool = False) -> None:
         if learned:
-            self.learned_spans.append((len(self.text), len(self.text) + len(text)))
-        self.text += text
+            self.learned_spans.append((self._length, self._length + len(text)))
+        self._pieces.append(text)
+        self._length += len(text)
 
 
 def training_text(conversations: list[dict[str, str]]) -> TrainingText:
@@ -78,14 +83,30 @@ def training_text(conversations: list[dict[str, str]]) -> TrainingText:
             if explicit is not None or not (THINK_BEGIN in value and THINK_END in value):
                 rendered.add(EMPTY_THINK)
         is_learned, start = role == LEARNED_ROLE, 0
-        for response in _TOOL_RESPONSE.finditer(value):
-            rendered.add(value[start : response.start()], learned=is_learned)
-            rendered.add(response.group())
-            start = response.end()
+        for begin, end in tool_responses(value):
+            rendered.add(value[start:begin], learned=is_learned)
+            rendered.add(value[begin:end])
+            start = end
         rendered.add(value[start:] + TURN_END, learned=is_learned)
         if index < len(conversations) - 1:
             rendered.add("\n")
     return rendered
+
+
+def tool_responses(value: str) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what tools gave, tags included: `<tool_response>..</tool_response>` right after `</tool_call>`.
+
+    It is read, never learned (an image's positions are not learned anyway).
+    """
+    end = 0
+    # found by hand: a pattern looks for the closing tag anew from every opening one
+    while (begin := value.find(TOOL_CALL_END + TOOL_RESPONSE_BEGIN, end)) >= 0:
+        begin += len(TOOL_CALL_END)
+        end = value.find(TOOL_RESPONSE_END, begin)
+        if end < 0:
+            return
+        end += len(TOOL_RESPONSE_END)
+        yield begin, end
 
 
 def empty_thinking(value: str) -> int | None:
@@ -135,9 +156,10 @@ def _labels(encoding, position: int, learned_spans: list[tuple[int, int]]) -> li
     if not learned_spans:
         return [IGNORE_INDEX] * len(encoding["input_ids"])
     starts, ends = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T + position
-    learned = np.zeros(len(starts), dtype=bool)
-    for span_start, span_end in learned_spans:
-        learned |= (starts >= span_start) & (starts < span_end) & (ends > span_start)
+    span_starts, span_ends = np.asarray(learned_spans, dtype=np.int64).T
+    # spans are in order and apart: only the last that begins before a token can hold it
+    nearest = np.searchsorted(span_starts, starts, side="right") - 1
+    learned = (nearest >= 0) & (starts < span_ends[nearest]) & (ends > span_starts[nearest])
     return np.where(learned, encoding["input_ids"], IGNORE_INDEX).tolist()
 
 

@@ -18,6 +18,7 @@ import urllib.request
 import zlib
 from http import HTTPStatus
 
+from ovis25.files import is_web_address
 from ovis25.text import shorten
 
 # how long a fetch may take in all, redirects included, and how large the file may be
@@ -103,7 +104,7 @@ def _fetch(address: str, deadline: _Deadline) -> bytes:
                 raise ValueError(f"HTTP Error {response.status}: {response.reason}")
             return _body(response, deadline)
         target = urllib.parse.urljoin(address, response.getheader("Location") or "")
-        if not target.startswith(("http://", "https://")):
+        if not is_web_address(target):
             raise ValueError(f"it leads to {_shown(target)}, which is no http(s) address")
         address = target
     raise ValueError(f"it leads on more than {_MAX_REDIRECTS} times")

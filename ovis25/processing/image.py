@@ -5,6 +5,7 @@ The arithmetic is the released preprocessing's, bit for bit (remote code of AIDC
 
 import io
 import math
+import struct
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -106,7 +107,7 @@ def _upright_rgb(image: Image.Image, max_megapixels: float, max_pixels: int) -> 
         image.draft(None, (width // scale, height // scale))
     image.load()
     # Pillow copies a picture that stands upright already
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    orientation = _orientation(image.getexif)
     result = to_rgb(image if orientation == 1 else ImageOps.exif_transpose(image))
     if scale > 1:
         remember_full_size(result, *((width, height) if orientation in _SIDEWAYS else (height, width)))
@@ -119,14 +120,22 @@ def _upright_size(image: Image.Image, max_megapixels: float, max_pixels: int) ->
         image.load()
     # Pillow decodes a whole PNG to look for EXIF data behind the pixels
     has_header = isinstance(image, PngImageFile) and image.fp and not has_text_behind_pixels(image.fp)
-    exif = Image.Image.getexif(image) if has_header else image.getexif()
+    orientation = _orientation(partial(Image.Image.getexif, image) if has_header else image.getexif)
     height, width = full_size(image)
-    if exif.get(_EXIF_ORIENTATION) not in _SIDEWAYS:
+    if orientation not in _SIDEWAYS:
         return height, width
     if isinstance(image, TiffImageFile):
         # Pillow turns these while loading, and some versions tell the turned size before
         width, height = (int(image.tag_v2[tag]) for tag in (IMAGEWIDTH, IMAGELENGTH))
     return width, height
+
+
+def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    """1 also where the EXIF data are damaged: the pixels need none of them."""
+    try:
+        return read_exif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return 1
 
 
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

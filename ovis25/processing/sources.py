@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ovis25.files import data_url_bytes, locate_file
+from ovis25.files import data_url_bytes, is_data_url, is_web_address, locate_file
 from ovis25.processing.download import download
+from ovis25.signatures import signature
 from ovis25.text import shorten
 
 ImageSource = str | Path | bytes | Image.Image
@@ -29,9 +30,9 @@ def as_file(source: str | Path | bytes) -> Path | io.BytesIO:
         kind = type(source).__name__
         raise ValueError(f"{shorten(source)} ({kind}) is no picture: give a path, an address, bytes or a PIL image")
     text = str(source)
-    if text[:5].lower() == "data:":
+    if is_data_url(text):
         return io.BytesIO(data_url_bytes(text))
-    if text.startswith(("http://", "https://")):
+    if is_web_address(text):
         return io.BytesIO(download(text))
     try:
         return locate_file(source, "")
@@ -50,7 +51,43 @@ def naming(source, problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{describe(source)} {problem}: {_reason(error)}") from error
+        hint = _looks_instead(source) if problem.endswith("video") else ""
+        raise ValueError(f"{describe(source)} {problem}: {_reason(error, source)}{hint}") from error
+
+
+def _unidentified(source) -> str:
+    """Why Pillow takes it for no picture, by its first bytes."""
+    start = _first_bytes(source)
+    if not start:
+        return "it is empty"
+    what = signature(start)
+    if what is None:
+        return "it begins like no image format that Pillow reads"
+    if "HEIC" in what[0]:
+        return "it looks like a HEIC picture, which Pillow does not read; convert it to JPEG"
+    if any(name in what[0] for name in ("PNG", "JPEG", "GIF", "WebP", "Photoshop")):
+        return f"it begins like {what[0]} and is damaged"
+    return f"it begins like no image format that Pillow reads: it looks like {what[0]}"
+
+
+def _looks_instead(source) -> str:
+    """What a file that is no video looks like, as the end of a message."""
+    start = _first_bytes(source)
+    if not start:
+        return "; it is empty"
+    what = signature(start)
+    return f"; it looks like {what[0]}" if what and "video" not in what[0] and "AVI" not in what[0] else ""
+
+
+def _first_bytes(source) -> bytes:
+    try:
+        file = source if isinstance(source, io.BytesIO) else as_file(source)
+        if isinstance(file, io.BytesIO):
+            return file.getvalue()[:512]
+        with open(file, "rb") as opened:
+            return opened.read(512)
+    except (OSError, ValueError):
+        return b"?"
 
 
 def describe(source) -> str:
@@ -64,9 +101,9 @@ def describe(source) -> str:
     return str(source) if len(str(source)) <= _LONGEST_NAME else shorten(source)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, source) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it begins like no image format that Pillow reads"
+        return _unidentified(source)
     if isinstance(error, MemoryError):
         return "there is not enough memory for it, or its sizes are damaged"
     text = " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -14,7 +14,9 @@ from ovis25.processing.sources import as_file, describe, naming
 from ovis25.processing.video_display import turn_of, upright, upright_size
 from ovis25.processing.video_extent import is_cut, is_fragmented, size_of
 
-# a playlist must not open addresses
+# formats that name other files, which nobody looked at
+_LISTS = {"concat", "dash", "hls", "imf"}
+# such a list must not open addresses either
 _OPTIONS = {"protocol_whitelist": "file"}
 
 
@@ -76,8 +78,11 @@ def _opened(path: Path | io.BytesIO) -> Iterator[av.container.InputContainer]:
     with naming(path, "is no readable video"):
         if isinstance(path, io.BytesIO):
             path.seek(0)
-        container = av.open(path if isinstance(path, io.BytesIO) else str(path), options=_OPTIONS)
+        # of a relative name with a colon FFmpeg would take the first part for a protocol
+        container = av.open(path if isinstance(path, io.BytesIO) else str(path.absolute()), options=_OPTIONS)
     with container:
+        if _LISTS & set(container.format.name.split(",")):
+            raise ValueError(f"{describe(path)} is a list of other files; name one of them")
         if not container.streams.video:
             raise ValueError(f"{describe(path)} has no video stream")
         if container.streams.video[0].codec_context is None:
@@ -154,5 +159,9 @@ def _decode(path: Path | io.BytesIO, wanted: set[int]) -> tuple[dict[int, Image.
 
 
 def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    try:
+        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    except ValueError:
+        # FFmpeg gives more kinds of side data than this version of PyAV knows
+        matrix = None
     return turn_of(None if matrix is None else bytes(matrix))

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from ovis25.text import shorten
+from ovis25.text import lone_surrogate, shorten
 
 
 class ToolError(ValueError):
@@ -67,9 +67,19 @@ def tool_result(
         result = run(call, images)
     except ToolError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # a tool is anybody's code: what it raises ends its call, not the replies beside it
-        raise ToolError(f"{name} failed: {type(error).__name__}: {shorten(str(error), 200)}") from error
+        raise ToolError(f"{name} failed: {type(error).__name__}: {shorten(_said(error), 200)}") from error
     if not isinstance(result, (Image.Image, str)):
         raise ToolError(f"{name} gave a {type(result).__name__}, neither a picture nor a text")
+    if isinstance(result, str) and (place := lone_surrogate(result)) is not None:
+        raise ToolError(f"{name} gave a text that holds half a character at place {place}")
     return result
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        # its own words fail
+        return "(without words)"

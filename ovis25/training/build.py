@@ -38,10 +38,11 @@ from ovis25.training.extensions import is_first_start, remove_stale_locks
 from ovis25.training.modules import parse_train_modules
 from ovis25.training.plan import Steps, count_steps
 from ovis25.training.rhythm import check_patience, choose_rhythm
-from ovis25.training.trial import try_optimizer, try_schedule
+from ovis25.training.trial import try_deepspeed, try_optimizer, try_schedule
 
 # for what is tried before the data is counted
 _SOME_STEPS = 1000
+_MOST_PLANNED = 2**20
 _TRL_DEFAULTS_DIFFER = [
     name for name in ("learning_rate", "gradient_checkpointing", "activation_checkpointing") if name in TRAINER_KEYS
 ]
@@ -85,15 +86,24 @@ def check_before_loading(config: TrainConfig) -> None:
     check_machine(config)
     visual_limits(config)
     tools_of(config)
-    parse_train_modules(config.train_modules)
+    _check_rates(config)
     precision = choose_precision(config)
     num_steps = config.value("max_steps") if config.value("max_steps") > 0 else _SOME_STEPS
     rhythm = choose_rhythm(config, num_steps)
     check_patience(config, rhythm.evaluates)
     try_schedule(config, num_steps)
+    if config.value("deepspeed"):
+        try_deepspeed(config, precision.bf16, precision.fp16)
     if num_processes() == 1 and not config.value("deepspeed") and not config.value("fsdp"):
         # the real ones, which would start the other processes' group here, are made when the steps are known
         training_arguments(config, precision, Steps(num_steps, num_steps, 1))
+
+
+def _check_rates(config: TrainConfig) -> None:
+    """Something is learned at some rate. Raises ConfigError."""
+    rates = [module.learning_rate for module in parse_train_modules(config.train_modules)]
+    if not config.value("learning_rate") and (config.use_lora or not any(rates)):
+        raise ConfigError("learning_rate is 0, so the run would change nothing; give it a rate above 0, such as 1e-5")
 
 
 def choose_precision(config: TrainConfig) -> Precision:
@@ -231,6 +241,9 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
     try:
         return Ovis2_5.from_pretrained(folder, dtype=dtype, **arguments)
     except ImportError as error:
+        if not config.attn_implementation:
+            # weights that a library has quantized
+            raise ConfigError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
         raise ConfigError(
             f"attn_implementation {config.attn_implementation} cannot be used: {error}; use sdpa"
         ) from error
@@ -412,6 +425,16 @@ def early_stopping_patience(config: TrainConfig, arguments: TrainingArguments) -
     if config.early_stopping_patience is None:
         return 3 if evaluates else 0
     return config.early_stopping_patience
+
+
+def check_plannable(config: TrainConfig) -> None:
+    """The planner walks through a whole micro-batch. Raises ConfigError: it is one that no device could hold."""
+    batch, length = config.value("per_device_train_batch_size"), config.multimodal_max_length
+    if batch * max(length, config.text_max_length) > _MOST_PLANNED:
+        raise ConfigError(
+            f"per_device_train_batch_size {batch:,} x multimodal_max_length {length:,} tokens is more than any device "
+            f"holds; plan at most {_MOST_PLANNED:,} tokens"
+        )
 
 
 def memory_plan(

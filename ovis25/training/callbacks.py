@@ -109,7 +109,9 @@ class ProgressLine(TrainerCallback):
         if seconds > 0 and tokens:
             self.tokens_per_s = tokens * self.num_devices / seconds
         self._restart_clock()
-        numbers = f"loss {self.loss:.4f}  {self.tokens_per_s:,.0f} tokens/s"
+        # nothing may have been counted since the last line
+        rate = f"  {self.tokens_per_s:,.0f} tokens/s" if math.isfinite(self.tokens_per_s) else ""
+        numbers = f"loss {self.loss:.4f}{rate}"
         if self.bar:
             self.bar.update(self.task, numbers=numbers)
         else:

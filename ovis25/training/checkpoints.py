@@ -1,13 +1,16 @@
 """Checkpoints that survive a power cut: written whole, marked with what they hold, checked before they are used."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from ovis25.checkpoint import sampled_digest
 from ovis25.files import read_json_object
+from ovis25.text import shorten
 from ovis25.training.config import ConfigError
 
 CONFIG_NAME = "train_config.json"
@@ -15,6 +18,13 @@ RESULTS_NAME = "train_results.json"
 RUN_NAME = "train_run.json"
 _MARKER = "COMPLETE"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+# endings of files that a run writes
+_FILES = (".json", ".jsonl", ".safetensors", ".png", ".txt", ".jinja", ".bin")
+# what tells an adapter's folder (True) or a whole model's (False)
+_MODEL_FILES = {
+    True: ("adapter_config.json", "adapter_model.safetensors", "ovis25_base.json"),
+    False: ("config.json", "model*.safetensors", "model.safetensors.index.json"),
+}
 _EARLIER = "earlier_run-{}"
 
 
@@ -50,9 +60,18 @@ def read_mark(folder: str | Path) -> dict:
         ValueError: it holds no record; says what.
     """
     mark = read_json_object(Path(folder) / _MARKER)
-    if not isinstance(mark.get("files"), dict):
+    files = mark.get("files")
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise ValueError(f"its mark {_MARKER} lists no files")
+    for name in ("progress", "sources", "settings"):
+        if not isinstance(mark.get(name, {}), dict):
+            raise ValueError(f"its mark {_MARKER} has {name} {shorten(mark[name])}, which is no object")
     return mark
+
+
+def _is_entry(entry) -> bool:
+    """Size and digest of a file."""
+    return isinstance(entry, list) and [type(part) for part in entry] == [int, str]
 
 
 def damage_of(folder: str | Path) -> str | None:
@@ -72,6 +91,18 @@ def damage_of(folder: str | Path) -> str | None:
             return f"{name} has {file.stat().st_size:,} bytes, not {size:,}"
         if sampled_digest(file) != digest:
             return f"{name} has changed since it was written"
+    return _damage_of_state(folder)
+
+
+def _damage_of_state(folder: Path) -> str | None:
+    """What the trainer's state lacks of what is read from it."""
+    try:
+        state = read_json_object(folder / "trainer_state.json")
+    except ValueError as error:
+        return str(error)
+    for name, kind in {"global_step": int, "stateful_callbacks": dict}.items():
+        if not isinstance(state.get(name), kind):
+            return f"trainer_state.json has no {name}"
     return None
 
 
@@ -123,6 +154,39 @@ def rotate(output_dir: str | Path, newest: Path, best: str | None, limit: int | 
             unmark(folder)
 
 
+def check_own(output_dir: str | Path, may_overwrite: bool) -> None:
+    """Refuse a folder with checkpoints or a model that no run of ours has written: both would be lost.
+
+    Raises:
+        ConfigError: names what lies there, and the ways out.
+    """
+    folder = Path(output_dir)
+    in_the_way = sorted(entry.name for entry in folder.glob("*.*") if entry.suffix in _FILES and entry.is_dir())
+    if in_the_way:
+        raise ConfigError(
+            f"output_dir {folder} holds a folder {in_the_way[0]}, where a file is to be written; move it, or give "
+            "another --output_dir"
+        )
+    if any((folder / name).is_file() for name in (CONFIG_NAME, RUN_NAME, RESULTS_NAME)):
+        return
+    cure = "move it away, or give another --output_dir"
+    if foreign := find_checkpoints(folder)[1]:
+        raise ConfigError(f"output_dir {folder} holds {foreign[0].name}, which no run of ours has written; {cure}")
+    models = [entry.name for pattern in _MODEL_FILES[True] + _MODEL_FILES[False] for entry in folder.glob(pattern)]
+    if models and not may_overwrite:
+        raise ConfigError(
+            f"output_dir {folder} holds a model ({models[0]}) that no run of ours has written; {cure}, or write over "
+            "it with --overwrite_output_dir true"
+        )
+
+
+def remove_other_kind(output_dir: str | Path, is_adapter: bool) -> None:
+    """Before a model is saved over an earlier run's adapter, or the other way round: half of each is neither."""
+    for pattern in _MODEL_FILES[not is_adapter]:
+        for file in Path(output_dir).glob(pattern):
+            file.unlink()
+
+
 def delete_run(output_dir: str | Path) -> None:
     """Delete the checkpoints and results of an earlier run; other files stay."""
     for folder in sum(find_checkpoints(output_dir), []):
@@ -165,13 +229,37 @@ def read_record(path: Path) -> dict | None:
 
 
 def read_results(output_dir: str | Path) -> dict | None:
-    """The results of a run that ended, or None."""
-    return read_record(Path(output_dir) / RESULTS_NAME)
+    """The results of a run that ended, or None. Raises ConfigError: as `read_record`, or it holds something else."""
+    path = Path(output_dir) / RESULTS_NAME
+    results = read_record(path)
+    if results is not None and not isinstance(results.get("stop_reason"), str):
+        raise ConfigError(
+            f"{path} has no stop_reason, so it is no record of a run that ended; delete it, or restore it"
+        )
+    return results
 
 
 def read_state(checkpoint: Path) -> dict:
     """The trainer's state as the checkpoint holds it."""
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """torch reports a disk that is full in words of its own.
+
+    Raises:
+        OSError: in words that say it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search(r"inline_container|PytorchStreamWriter|file write failed", str(error)):
+            raise
+        raise OSError(
+            f"{folder} could not be written to its end: its disk is full, or files there may not grow so large; free "
+            "some space and give the same command again"
+        ) from error
 
 
 def write_json(path: Path, content: dict) -> None:

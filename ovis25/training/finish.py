@@ -54,7 +54,8 @@ def save_ended(trainer: OvisTraining, checkpoint: Path) -> None:
     _check_source(source)
     if not trainer.args.should_save:
         return
-    if isinstance(trainer.accelerator.unwrap_model(trainer.model), Ovis2_5):
+    checkpoints.remove_other_kind(trainer.args.output_dir, is_adapter=not _is_whole(trainer))
+    if _is_whole(trainer):
         trainer.save_dtype = _base_dtype(trainer)
         weights = {}
         for file in sorted(source.glob("model*.safetensors")):
@@ -90,9 +91,16 @@ def save_final(trainer: OvisTraining) -> None:
         FloatingPointError: the weights are not finite.
     """
     trainer.check_weights()
-    if isinstance(trainer.accelerator.unwrap_model(trainer.model), Ovis2_5):
+    if trainer.args.should_save:
+        checkpoints.remove_other_kind(trainer.args.output_dir, is_adapter=not _is_whole(trainer))
+    if _is_whole(trainer):
         trainer.save_dtype = _base_dtype(trainer)
     trainer.save_model()
+
+
+def _is_whole(trainer: OvisTraining) -> bool:
+    """Not an adapter."""
+    return isinstance(trainer.accelerator.unwrap_model(trainer.model), Ovis2_5)
 
 
 def _base_dtype(trainer: OvisTraining) -> torch.dtype:

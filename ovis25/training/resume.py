@@ -3,16 +3,18 @@
 import hashlib
 import json
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from ovis25.checkpoint import weights_digest
 from ovis25.data import datainfo
 from ovis25.data.dataset import SampleDataset
-from ovis25.files import read_json_object, resolve_input
+from ovis25.files import expanded, read_json_object, resolve_input
+from ovis25.text import shorten
 from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import checkpoints
-from ovis25.training.config import ConfigError, TrainConfig
+from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.config.trainer_keys import default_of
+from ovis25.weights import weights_digest
 
 _SHORT = 12
 # a run may be continued with other values of these
@@ -23,6 +25,11 @@ _HARMLESS = {
     "ddp_timeout", "early_stopping_patience", "early_stopping_threshold", "per_device_eval_batch_size", "output_dir",
     "cache_visual_embeddings", "visual_cache_dir", "on_nonfinite",
 }  # fmt: skip
+# what a base is beside its weights: shapes, tokens, the form of prompts
+_BASE_FILES = (
+    "config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _WAYS_OUT = (
     "Give this run another --output_dir, or delete that run with --overwrite_output_dir true, or continue it all the "
     "same with --resume_anyway true (or --resume_from_checkpoint true)"
@@ -75,7 +82,8 @@ class Start:
 
     @property
     def progress(self) -> Progress:
-        return Progress(**self.mark.get("progress", {}))
+        known = {part.name for part in fields(Progress)}
+        return Progress(**{name: value for name, value in self.mark.get("progress", {}).items() if name in known})
 
     @property
     def sources(self) -> dict[str, dict]:
@@ -96,7 +104,7 @@ def choose(config: TrainConfig) -> Start:
     """
     wish = config.trainer.get("resume_from_checkpoint")
     if isinstance(wish, str):
-        return _wished(config.output_dir, Path(wish))
+        return _wished(config.output_dir, _named(config.output_dir, wish))
     complete, _ = checkpoints.find_checkpoints(config.output_dir)
     # what is to be overwritten may be half deleted already, by rank 0
     if wish is False or config.overwrite_output_dir or not complete:
@@ -109,11 +117,21 @@ def check_wish(config: TrainConfig) -> None:
     """Refuse to go on from a checkpoint that is to be deleted first. Raises ConfigError."""
     wish = config.trainer.get("resume_from_checkpoint")
     is_lost = config.overwrite_output_dir and isinstance(wish, str)
-    if is_lost and Path(wish).resolve().is_relative_to(Path(config.output_dir).resolve()):
+    if is_lost and _named(config.output_dir, wish).resolve().is_relative_to(Path(config.output_dir).resolve()):
         raise ConfigError(
             f"resume_from_checkpoint: {wish} lies in the folder that overwrite_output_dir would delete; "
             "remove one of the two settings"
         )
+
+
+def _named(output_dir: str, wish: str) -> Path:
+    """The checkpoint that a user names: its path, or its name in `output_dir`. Raises ConfigError: it is no path."""
+    try:
+        path = expanded(wish)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise ConfigError(f"resume_from_checkpoint is {shorten(wish)}: {error}") from error
+    inside = Path(output_dir) / path
+    return path if path.exists() or not inside.exists() else inside
 
 
 def _wished(output_dir: str, folder: Path) -> Start:
@@ -148,8 +166,11 @@ def _last_whole(output_dir: str, complete: list[Path], run_id: str | None) -> St
 
 def sources_of(config: TrainConfig, folder: Path, num_processes: int) -> dict[str, Source]:
     """The data files, the base model and the number of processes, known before anything is loaded."""
-    shapes = (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b""
-    base = Source(str(folder), _digest(shapes + weights_digest(folder).encode()))
+    files = [folder / name for name in _BASE_FILES if (folder / name).is_file()]
+    content = b"".join(file.name.encode() + file.read_bytes() for file in files)
+    # a dry run may know a released model by its shapes alone
+    weights = weights_digest(folder) if any(folder.glob("*.safetensors")) else ""
+    base = Source(str(folder), _digest(content + weights.encode()))
     processes = Source(str(num_processes), _digest(str(num_processes).encode()))
     return {**data_sources(config), "model_path": base, "number of processes": processes}
 
@@ -229,14 +250,23 @@ def check_same_run(config: TrainConfig) -> None:
         return
     now = json.loads(json.dumps(config.to_dict()))
     differing = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        f"  {name}: {_setting(before, name)!r} there, {_setting(now, name)!r} now"
         for name in sorted(before.keys() | now.keys())
-        if name not in _HARMLESS and before.get(name) != now.get(name)
+        if name not in _HARMLESS and _setting(before, name) != _setting(now, name)
     ]
     if differing:
         raise ConfigError(
             f"{config.output_dir} holds a run with other settings:\n" + "\n".join(differing) + f"\n{_WAYS_OUT}"
         )
+
+
+def _setting(settings: dict, name: str):
+    """The value that a run takes; what is not set is the default, also of a key that is younger than the record."""
+    if settings.get(name) is not None:
+        return settings[name]
+    if name in OWN_KEYS:
+        return OWN_KEYS[name].default
+    return default_of(name) if name in TRAINER_KEYS else None
 
 
 def check_can_go_on(checkpoint: Path) -> None:

@@ -86,6 +86,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     # 1. can it work, is there anything to do, and where does it begin?
     build.check_before_loading(config)
     check_output_dir(config.output_dir, config.model_path)
+    checkpoints.check_own(config.output_dir, config.overwrite_output_dir)
     wish = config.value("resume_from_checkpoint")
     resume.check_wish(config)
     if isinstance(wish, str):
@@ -328,8 +329,21 @@ class PlanAnnouncement(TrainerCallback):
         _, incomplete = checkpoints.find_checkpoints(output_dir)
         for folder in incomplete:
             say(f"  note: {folder.name} was not written to its end and is passed over")
+        self._write_records()
+        for dataset in self.data.named().values():
+            dataset.write_skipped(output_dir / SKIPPED_NAME)
+
+    def _write_records(self) -> None:
+        output_dir = Path(self.config.output_dir)
         finish.write_run(self.config.output_dir, self.trainer)
         checkpoints.write_json(output_dir / checkpoints.CONFIG_NAME, self.config.to_dict())
         checkpoints.write_json(output_dir / PLAN_NAME, self.plan.to_dict())
-        for dataset in self.data.named().values():
-            dataset.write_skipped(output_dir / SKIPPED_NAME)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Somebody may delete or move the folder of a run that goes on."""
+        if state.is_world_process_zero and not (Path(self.config.output_dir) / checkpoints.CONFIG_NAME).exists():
+            say(f"note: {self.config.output_dir} was deleted or moved while the run went on; its records are made anew")
+            self._write_records()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.on_save(args, state, control)

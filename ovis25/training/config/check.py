@@ -34,6 +34,15 @@ _SAME_IN_DEEPSPEED = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_clipping": "max_grad_norm",
 }
+_DEEPSPEED_SECTIONS = (
+    "activation_checkpointing", "aio", "amp", "autotuning", "bf16", "bfloat16", "checkpoint", "comms_logger",
+    "communication_data_type", "compression_training", "csv_monitor", "curriculum_learning", "data_efficiency",
+    "data_types", "disable_allgather", "dump_state", "elasticity", "flops_profiler", "fp16",
+    "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor", "memory_breakdown", "optimizer",
+    "prescale_gradients", "scheduler", "sparse_attention", "sparse_gradients", "steps_per_print", "tensorboard",
+    "train_batch_size", "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "wandb",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+)  # fmt: skip
 _KNOWN_OPTIM_ARGS = {
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
     "adagrad": ("lr_decay", "weight_decay", "eps"),
@@ -157,6 +166,21 @@ def check_deepspeed(config: TrainConfig, values: dict, where: str) -> None:
             raise ConfigError(
                 f'{where} has {there} {shorten(value)}, but {here} is {config.value(here)}; write "auto" there'
             )
+    _check_sections(values, where)
+
+
+def _check_sections(values: dict, where: str) -> None:
+    """DeepSpeed passes over names that it does not know, and its own optimizer and schedule over our settings."""
+    for name in values:
+        guess = nearest(name, _DEEPSPEED_SECTIONS, 0.8)
+        if name not in _DEEPSPEED_SECTIONS and guess:
+            raise ConfigError(f"{where} has {shorten(name)}, which DeepSpeed would pass over; did you mean {guess}?")
+    for name in ("bf16", "fp16"):
+        if not isinstance(values.get(name, {}), dict):
+            raise ConfigError(f'{where} has {name} {shorten(values[name])}; it must be {{"enabled": "auto"}}')
+    for name, keys in {"optimizer": "optim, learning_rate, train_modules", "scheduler": "lr_scheduler_type"}.items():
+        if name in values:
+            raise ConfigError(f"{where} has an own {name}, which would pass over the settings ({keys}); remove it")
 
 
 def _check_schedule(config: TrainConfig) -> None:

@@ -6,7 +6,7 @@ Own keys are the fields of `TrainConfig`; every other key is a name of transform
 import dataclasses
 from dataclasses import dataclass, field
 
-from ovis25.constants import MAX_IMAGE_MEGAPIXELS, MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, VIDEO_PIXELS
+from ovis25.constants import MAX_IMAGE_MEGAPIXELS, MULTIPLE_IMAGE_PIXELS, SINGLE_IMAGE_PIXELS, SIZE_FACTOR, VIDEO_PIXELS
 from ovis25.training.config.kinds import Kind, kind_of
 from ovis25.training.config.trainer_keys import TRAINER_KINDS, default_of
 from ovis25.training.config.trl_keys import PASSED_ON
@@ -14,6 +14,8 @@ from ovis25.training.config.trl_keys import PASSED_ON
 # values of train_sampling_strategy for which every length must be known
 LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")
 _PIXELS = {"least": 1, "most": 10**10}
+# one visual token
+_MOST_PIXELS = {"least": SIZE_FACTOR**2, "most": 10**10}
 _TOKENS = {"least": 1, "most": 10**8}
 _FRAMES = {"least": 1, "most": 10**6}
 _NO_FLOAT16 = " (float16 weights lose the optimizer's small steps; on a GPU take float32 and fp16: true)"
@@ -62,15 +64,15 @@ class TrainConfig:
     multimodal_max_length: int = _setting(8192, "tokens of a sample with visuals, at most", **_TOKENS)
     text_max_length: int = _setting(4096, "tokens of a text sample, at most", **_TOKENS)
     single_image_min_pixels: int = _setting(SINGLE_IMAGE_PIXELS[0], "pixel budget of one image", **_PIXELS)
-    single_image_max_pixels: int = _setting(SINGLE_IMAGE_PIXELS[1], "pixel budget of one image", **_PIXELS)
+    single_image_max_pixels: int = _setting(SINGLE_IMAGE_PIXELS[1], "pixel budget of one image", **_MOST_PIXELS)
     multiple_image_min_pixels: int = _setting(
         MULTIPLE_IMAGE_PIXELS[0], "pixel budget of each of several images", **_PIXELS
     )
     multiple_image_max_pixels: int = _setting(
-        MULTIPLE_IMAGE_PIXELS[1], "pixel budget of each of several images", **_PIXELS
+        MULTIPLE_IMAGE_PIXELS[1], "pixel budget of each of several images", **_MOST_PIXELS
     )
     video_min_pixels: int = _setting(VIDEO_PIXELS[0], "pixel budget of each video frame", **_PIXELS)
-    video_max_pixels: int = _setting(VIDEO_PIXELS[1], "pixel budget of each video frame", **_PIXELS)
+    video_max_pixels: int = _setting(VIDEO_PIXELS[1], "pixel budget of each video frame", **_MOST_PIXELS)
     max_image_megapixels: float = _setting(
         MAX_IMAGE_MEGAPIXELS, "largest picture file; a larger JPEG is read reduced", above=0, most=10**6
     )

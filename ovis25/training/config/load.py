@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ovis25.data import datainfo
 from ovis25.data.source import DataError
-from ovis25.files import REPOSITORY_ROOT, read_json_object, resolve_input
+from ovis25.files import REPOSITORY_ROOT, expanded, read_json_object, resolve_input
 from ovis25.processing.limits import following_minima
-from ovis25.text import nearest, shorten
+from ovis25.text import escape_controls, nearest, shorten
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training.config import trl_keys
 from ovis25.training.config.check import check, check_deepspeed, note_idle
@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
             notes.append(f"{name} has no effect here: {trl_keys.WITHOUT_EFFECT[name]}")
             continue
         if name not in KINDS:
-            raise ConfigError(f"{config_path.name}: {_unknown_key(name)}")
+            raise ConfigError(f"{config_path.name}: {_unknown_key(name, value)}")
         kind_of_key = own if name in OWN_KEYS else trainer if name in TRAINER_KEYS else trl
         kind_of_key[name] = KINDS[name].read(written_as.get(name, name), value)
     # null means the default
@@ -121,9 +121,11 @@ def _find_config(path: str | Path) -> Path:
     except FileNotFoundError as error:
         raise MissingFileError(_one_line(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{shorten(str(path))} is no name that a config file can have: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{shorten(str(path))} is no name that a config file can have: {reason}") from error
     if not found.is_file():
-        raise ConfigError(f"{found} is a folder, not a config file; name the JSON file in it")
+        what = "is a folder" if found.is_dir() else "is a device or pipe"
+        raise ConfigError(f"{found} {what}, not a config file; name the JSON file{' in it' if found.is_dir() else ''}")
     return found
 
 
@@ -136,7 +138,9 @@ def _read(path: Path) -> dict:
     return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
-def _unknown_key(name: str) -> str:
+def _unknown_key(name: str, value) -> str:
+    if isinstance(value, dict) and (inside := [key for key in value if key in KINDS]):
+        return f"{shorten(name)} holds settings ({', '.join(inside[:3])}); a config is flat, so put them beside it"
     guess = nearest(name, [*KINDS, *trl_keys.WITHOUT_EFFECT, *RENAMED, *WITHOUT_EFFECT])
     hint = f"did you mean {guess}?" if guess else "see ovis25 train --help for the keys"
     return f"unknown key {shorten(name)}; {hint}"
@@ -161,7 +165,7 @@ def _resolve_paths(config: TrainConfig) -> None:
     try:
         config.model_path = str(_resolve("model_path", config.model_path, config.config_dir))
     except FileNotFoundError:
-        if config.model_path.startswith((".", "/", "~")):
+        if config.model_path.startswith((".", "/", "~", "$")) or "://" in config.model_path:
             raise
     for name in ("output_dir", "visual_cache_dir"):
         if getattr(config, name):
@@ -222,8 +226,10 @@ def _resolve(name: str, value: str, config_dir: str) -> Path:
 
 def _absolute(name: str, value: str) -> str:
     try:
-        return str(Path(value).expanduser().absolute())
-    except RuntimeError as error:
+        if escape_controls(value, "") != value or "\n" in value:
+            raise ConfigError(f"{name} is {shorten(value)}, which holds control characters; name another folder")
+        return str(expanded(value).absolute())
+    except (FileNotFoundError, RuntimeError) as error:
         raise ConfigError(f"{name} is {shorten(value)}: {error}") from error
 
 
