@@ -26,8 +26,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Q
 from ovis25 import Ovis2_5, Ovis2_5_Config
 from ovis25.constants import IGNORE_INDEX, IMAGE_BEGIN_ID, IMAGE_END_ID, PIXEL_TABLE, VISUAL_ATOM_ID
 from ovis25.data.collator import Collator, PackedCollator, pack_item
-from ovis25.data.dataset import SIZES
-from ovis25.data.packing import pack
+from ovis25.data.packing.balance import pack
+from ovis25.data.survey import SIZES
 from ovis25.model import llm, vision, visual_tokenizer
 from ovis25.training.cost import cost_weights
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ovis25.constants import IGNORE_INDEX, PIXEL_TABLE
 from ovis25.data import Collator, ConversationDataset, DataError
-from ovis25.data.checks import fit_budget, grids_of
+from ovis25.data.measure import fit_budget, grids_of
 from ovis25.data.source import read_rows
 from ovis25.files import REPOSITORY_ROOT
 from ovis25.processing.image import num_visual_tokens
@@ -195,11 +195,11 @@ def test_a_picture_that_breaks_while_decoding_is_an_error_or_is_listed(processor
     path = write(rows)
     with pytest.raises(DataError, match=r'\[0\] \(id "cut"\), field image: .*x\.jpg'):
         ConversationDataset(path, processor, **SMALL)[0]
-    dataset = ConversationDataset(path, processor, on_bad_sample="skip", **SMALL)
-    dataset.skipped_path = tmp_path / "skipped.jsonl"
+    skipped = tmp_path / "skipped.jsonl"
+    dataset = ConversationDataset(path, processor, on_bad_sample="skip", skipped_path=skipped, **SMALL)
     assert dataset[0]["labels"].eq(IGNORE_INDEX).all() and dataset[0]["pixel_values"] is None
     assert (dataset[1]["labels"] != IGNORE_INDEX).any() and dataset.num_broken == 1
-    assert json.loads(dataset.skipped_path.read_text())["id"] == "cut"
+    assert json.loads(skipped.read_text())["id"] == "cut"
 
 
 @pytest.mark.parametrize(

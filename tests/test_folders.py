@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.checkpoint import CheckpointError, copy_side_files, side_files
 from ovis25.cli import main
-from ovis25.data.visual_cache import VisualCache
+from ovis25.data.cache.store import VisualCache
 from ovis25.model.folder import check_folder
 from ovis25.tokenizer_files import check_tokenizer
 from ovis25.training.config import ConfigError

@@ -1,6 +1,7 @@
 """The house rules that imports can show: layers point down, optional packages have one owner, nothing is hidden."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,37 @@ def imports(file: Path) -> list[tuple[str, ast.stmt]]:
     return found
 
 
+MODULES = {".".join(("ovis25", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+           for file in FILES}  # fmt: skip
+# the only circle that may stand, until it is gone: (module, what it must not import)
+CIRCLES = {("ovis25.inference.engine", "ovis25.inference.chat")}
+
+
+def modules_behind(file: Path) -> set[str]:
+    """The modules of this package that a file names in imports, those for type checkers alone included, and in
+    `import_module("...")`.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    return found & MODULES.keys()
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle, each importing the one before it; empty where there is none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
 def layer_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -102,6 +134,26 @@ def test_the_table_itself_has_no_cycle():
         ready = {layer for layer, targets in LAYERS.items() if layer not in done and targets <= done}
         assert ready, f"a cycle among {set(LAYERS) - done}"
         done |= ready
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {name: modules_behind(file) - {name} for name, file in MODULES.items()}
+    assert len(graph) > 100 and graph["ovis25.data.dataset"] > {"ovis25.data.survey", "ovis25.tools"}
+    assert "ovis25.training.trl" in graph["ovis25.training.build"], "import_module counts"
+    for module, target in CIRCLES:
+        graph.get(module, set()).discard(target)
+    assert not (circle := circle_in(graph)), f"imports in a circle: {' <- '.join(circle)}"
+    graph["ovis25.data.errors"].add("ovis25.data.dataset")
+    assert {"ovis25.data.errors", "ovis25.data.dataset"} <= {*circle_in(graph)}, "and one would be seen"
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "data").rglob("*.py")), ids=relative)
+def test_data_has_short_files_and_functions(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300, f"{relative(file)} is too long to be read at once"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, f"{relative(file)}:{node.lineno}: {node.name} is too long"
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

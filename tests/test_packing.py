@@ -18,10 +18,10 @@ from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import Collator, ConversationDataset, DataError
 from ovis25.data.collator import PackedCollator
-from ovis25.data.dataset import SIZES
-from ovis25.data.packed import PackedDataset
-from ovis25.data.packing import CostWeights, _best_fit, pack
+from ovis25.data.packing.balance import CostWeights, _best_fit, pack
+from ovis25.data.packing.rows import PackedDataset
 from ovis25.data.sampler import LengthSampler, RowSampler
+from ovis25.data.survey import SIZES
 from ovis25.training.build import Precision, steps_of, training_arguments
 from ovis25.training.config import ConfigError, load_config
 from ovis25.training.cost import cost_weights
@@ -281,11 +281,12 @@ def test_a_broken_picture_is_left_out_of_its_row(mixed, tiny_folder, tmp_path):
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     processor = Ovis2_5Processor.from_pretrained(tiny_folder)
-    dataset = ConversationDataset(tmp_path / "data.json", processor, on_bad_sample="skip", **PIXELS)
-    dataset.skipped_path = tmp_path / "skipped.jsonl"
+    skipped = tmp_path / "skipped.jsonl"
+    options = {"on_bad_sample": "skip", "skipped_path": skipped, **PIXELS}
+    dataset = ConversationDataset(tmp_path / "data.json", processor, **options)
     packed = packed_of(dataset, [[0, 1], [0]])
     assert packed[0]["sequence_lengths"].tolist() == [dataset.lengths[1]]
-    assert json.loads(dataset.skipped_path.read_text())["id"] == "cut"
+    assert json.loads(skipped.read_text())["id"] == "cut"
     assert packed[1]["sequence_lengths"].tolist() == [2], "a row without a sample is neutral"
     assert packed[1]["labels"].tolist() == [-100, -100]
     with pytest.raises(DataError, match=r'\[0\] \(id "cut"\), field image'):

@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-import ovis25.data.checks as checks_module
+import ovis25.data.measure as measure_module
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import ConversationDataset, DataError
-from ovis25.data.checks import locate
 from ovis25.data.errors import SampleError
+from ovis25.data.samples import locate
 from ovis25.data.schema import parse_sample
 from ovis25.data.source import read_rows
 from ovis25.files import REPOSITORY_ROOT
 from ovis25.processing.chat import tokenize, tool_responses, training_text
-from ovis25.tools import ToolError
+from ovis25.tools import Toolbox, ToolError
 from ovis25.training.plan import _describe_notable
 
 SAMPLE_DATA = REPOSITORY_ROOT / "src_theo" / "sample_data"
@@ -366,10 +366,11 @@ def test_the_neighbour_of_a_missing_file_is_named(processor, tmp_path):
     assert len(ConversationDataset([row_of(*PICTURE, image=url)], processor, "/", **SMALL)) == 1
 
 
-class Anything:
-    """A tool of the user that raises or returns what it likes."""
+class Anything(Toolbox):
+    """Tools of the user that raise or return what they like."""
 
     def __init__(self, result):
+        super().__init__([])
         self.result = result
 
     def run_strictly(self, call, images):
@@ -391,15 +392,15 @@ class Anything:
         (Image.new("RGB", (0, 5)), "nothing to show"),
     ],
 )
-def test_whatever_a_tool_does_is_a_defect(processor, tmp_path, monkeypatch, result, message):
-    monkeypatch.setattr(checks_module, "_TOOLS", Anything(result))
+def test_whatever_a_tool_does_is_a_defect(processor, tmp_path, result, message):
+    tools = Anything(result)
     (tmp_path / "a.png").write_bytes(png())
     call = "<tool_call>Crop [0, 0, 1, 1]</tool_call><image>A dog."
     row = row_of(human("<image>\nWhat?"), gpt(call), image="a.png")
     with pytest.raises(DataError, match=rf"samples\[0\], field .*{message}"):
-        ConversationDataset([row], processor, tmp_path, **SMALL)
+        ConversationDataset([row], processor, tmp_path, tools=tools, **SMALL)
     unchecked = ConversationDataset(
-        [row, row_of(*TURNS)], processor, tmp_path, check=False, on_bad_sample="skip", **SMALL
+        [row, row_of(*TURNS)], processor, tmp_path, check=False, on_bad_sample="skip", tools=tools, **SMALL
     )
     assert unchecked[0]["labels"].eq(IGNORE_INDEX).all()
 
@@ -581,7 +582,7 @@ def test_parquet_is_read_where_pyarrow_is(tmp_path, monkeypatch, processor):
 def test_a_very_long_line_is_refused_before_the_tokenizer_sees_it(tmp_path, processor, monkeypatch):
     long = "word " * 4_000_000
     (tmp_path / "a.jsonl").write_text(json.dumps(row_of(human(long), gpt("Ho"))) + "\n")
-    monkeypatch.setattr(checks_module, "tokenize", lambda *_: pytest.fail("tokenized"))
+    monkeypatch.setattr(measure_module, "tokenize", lambda *_: pytest.fail("tokenized"))
     with pytest.raises(DataError, match=r"its text has 20,000,\d+ characters, far more than text_max_length 4096"):
         ConversationDataset(tmp_path / "a.jsonl", processor, **SMALL)
 

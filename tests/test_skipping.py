@@ -15,7 +15,7 @@ from ovis25.cli import train_main
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import Collator, ConversationDataset, DataError
 from ovis25.data.errors import SampleError
-from ovis25.data.packed import PackedDataset
+from ovis25.data.packing.rows import PackedDataset
 
 # Relative. Sums over batches of other shapes: float32 (eps 1.2e-7) rounds them otherwise.
 SAME = 1e-6
@@ -143,8 +143,8 @@ def test_hundreds_of_broken_samples_in_a_row(processor, tmp_path):
     cut(tmp_path / "x.png")
     good = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
     rows = [*({**broken_row("x"), "id": str(number)} for number in range(1500)), good]
-    dataset = ConversationDataset(rows, processor, tmp_path, on_bad_sample="skip", **PIXELS)
-    dataset.skipped_path = tmp_path / "skipped_samples.jsonl"
+    path = tmp_path / "skipped_samples.jsonl"
+    dataset = ConversationDataset(rows, processor, tmp_path, on_bad_sample="skip", skipped_path=path, **PIXELS)
     packed = PackedDataset(dataset, [np.arange(1500), np.array([1500])], np.ones(2), 100_000)
     assert packed[0]["labels"].tolist() == [IGNORE_INDEX] * 2 and (packed[1]["labels"] != IGNORE_INDEX).any()
     assert dataset.num_broken == 1500 and len(listed(tmp_path)) == 1500

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 import ovis25.data.dataset as dataset_module
 from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.data import Collator, ConversationDataset, DataError
-from ovis25.data.visual_cache import CachedVisuals, VisualCache, content_digest
-from ovis25.data.visual_inputs import SampleKeys
+from ovis25.data.cache.inputs import SampleKeys
+from ovis25.data.cache.items import CachedDataset
+from ovis25.data.cache.store import CachedVisuals, VisualCache, content_digest
 from ovis25.files import REPOSITORY_ROOT
 from ovis25.model.visual_tokenizer import VisualTokenizer
 from ovis25.training import visual_pass
@@ -253,7 +254,7 @@ def test_items_carry_the_embeddings_in_the_order_of_their_placeholders(pictures,
         for place, (key, num_tokens) in enumerate(found):
             embeds = torch.full((num_tokens, 8), float(int(key[:2], 16)), dtype=torch.bfloat16)
             assert cache.write(key, embeds, tuple(grids[place].tolist())) is None and cache.has(key)
-    dataset.use_cache(CachedVisuals(cache, rows))
+    dataset = CachedDataset(dataset, CachedVisuals(cache, rows))
     for index, before in enumerate(plain):
         item = dataset[index]
         assert item["input_ids"].equal(before["input_ids"]) and item["labels"].equal(before["labels"])

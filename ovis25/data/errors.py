@@ -1,5 +1,6 @@
 """What is wrong with data, in words for the user."""
 
+import enum
 import re
 
 from ovis25.text import shorten
@@ -20,15 +21,35 @@ class DataError(ValueError):
         super().__init__(_FROM_WORKER.sub("", str(message), count=1).rstrip("\n"))
 
 
+class DefectKind(enum.StrEnum):
+    """What sort of thing is wrong with a sample: fixed codes, for counting and for who mends by program."""
+
+    FORM = "form"  # a key lacks, or holds another type than it must
+    UNREAD_KEY = "unread_key"  # a key that nothing reads, and that could matter
+    CONFLICT = "conflict"  # two places say different things
+    TURN_ORDER = "turn_order"  # who speaks when
+    EMPTY_TURN = "empty_turn"
+    NOTHING_LEARNED = "nothing_learned"
+    THINKING = "thinking"
+    CHARACTERS = "characters"  # half characters, control tokens
+    PLACEHOLDERS = "placeholders"  # placeholders and visuals that do not match
+    SOURCE = "source"  # what is named as a picture or a video is none: no path, an address, a broken data: URL
+    MISSING_FILE = "missing_file"
+    UNREADABLE_FILE = "unreadable_file"
+    UNFIT_SIZE = "unfit_size"  # a picture that no pixel budget holds
+    TOOL_CALL = "tool_call"
+    TOO_LONG = "too_long"
+
+
 class SampleError(ValueError):
     """What is wrong with one field of a sample, and the cure."""
 
-    def __init__(self, field: str, problem: str, cure: str):
+    def __init__(self, field: str, problem: str, cure: str, kind: DefectKind = DefectKind.FORM):
         super().__init__(told(field, problem, cure))
-        self.field, self.problem, self.cure = field, problem, cure
+        self.field, self.problem, self.cure, self.kind = field, problem, cure, kind
 
     def __reduce__(self):
-        return type(self), (self.field, self.problem, self.cure)
+        return type(self), (self.field, self.problem, self.cure, self.kind)
 
 
 def told(field: str, problem: str, cure: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ovis25.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ovis25.data.errors import SampleError
+from ovis25.data.errors import DefectKind, SampleError
 from ovis25.data.reader import CONVERSATION_ROLES, MESSAGE_ROLES, TurnReader, is_learned, with_thinking
 from ovis25.data.sources import VISUAL_KEYS, Visuals, given, kind_of, row_visuals, source_of
 from ovis25.data.spellings import LOSS_KEYS, REASONING_KEYS
@@ -149,7 +149,8 @@ def _read_form(row: dict, form: Form) -> Reading:
     turns = _with_system(form.read(row, reader), row)
     if is_learned(row, "", "") is False:
         key = next(key for key in LOSS_KEYS if row.get(key) is not None)
-        raise SampleError(key, "it has no learned token: the whole row is not to be learned", "Remove the sample")
+        problem = "it has no learned token: the whole row is not to be learned"
+        raise SampleError(key, problem, "Remove the sample", DefectKind.NOTHING_LEARNED)
     field_name = next((name for name in form.names if row.get(name) is not None), form.names[0])
     own_keys = () if form in FORMS[:2] else REASONING_KEYS
     reading = Reading(turns, field_name, unused=reader.unused, own_keys=own_keys)
@@ -170,7 +171,7 @@ def _with_system(turns: list[Turn], row: dict) -> list[Turn]:
     if not own:
         return [Turn("system", system, "system"), *turns]
     if any(turn.value.strip() != system.strip() for turn in own):
-        raise SampleError(f"system and {own[0].place}", "they disagree", "Keep one of them")
+        raise SampleError(f"system and {own[0].place}", "they disagree", "Keep one of them", DefectKind.CONFLICT)
     return turns
 
 
@@ -181,11 +182,13 @@ def _add_parts(reading: Reading, parts: list[tuple[str, object, str]]) -> None:
     if not named:
         bare = next((part for part in parts if not of_row), None)
         if bare:
-            raise SampleError(bare[2], f"it names no {bare[0]}", f'Add "{bare[0]}": a path, or name it in the row')
+            cure = f'Add "{bare[0]}": a path, or name it in the row'
+            raise SampleError(bare[2], f"it names no {bare[0]}", cure, DefectKind.SOURCE)
         return
     if len(named) < len(parts):
         bare = next(part for part in parts if part[1] is None)
-        raise SampleError(bare[2], f"it names no {bare[0]}, but other parts do", "Name all of them, or none")
+        problem = f"it names no {bare[0]}, but other parts do"
+        raise SampleError(bare[2], problem, "Name all of them, or none", DefectKind.SOURCE)
     images = [source for kind, source, _ in named if kind == "image"]
     videos = [source for kind, source, _ in named if kind == "video"]
     if len(videos) > 1:
@@ -195,7 +198,8 @@ def _add_parts(reading: Reading, parts: list[tuple[str, object, str]]) -> None:
     found = Visuals(images, videos[0] if videos else None)
     if of_row and of_row != found:
         where = f"{reading.visual_field} and {reading.field_name}"
-        raise SampleError(where, "they name different files", "Name the files in the row, or in the parts")
+        cure = "Name the files in the row, or in the parts"
+        raise SampleError(where, "they name different files", cure, DefectKind.CONFLICT)
     if not of_row:
         reading.visuals, reading.visual_field = found, reading.field_name
 
@@ -222,7 +226,8 @@ def _check_other_texts(row: dict, main: Form, reading: Reading) -> None:
             is_told = isinstance(value, str) and any(value.strip() in text for _, text in said)
             if isinstance(value, list) or (isinstance(value, str) and not is_told):
                 place = f"{reading.field_name} and {key}"
-                raise SampleError(place, "both hold text to learn, and they disagree", "Keep one of them")
+                problem = "both hold text to learn, and they disagree"
+                raise SampleError(place, problem, "Keep one of them", DefectKind.CONFLICT)
             reading.unused.append(key)
 
 

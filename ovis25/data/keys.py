@@ -1,6 +1,6 @@
 """Keys of a row that nothing reads: metadata that is counted, or a defect where it could change what is learned."""
 
-from ovis25.data.errors import SampleError, label
+from ovis25.data.errors import DefectKind, SampleError, label
 from ovis25.data.forms import ROW_KEYS
 from ovis25.data.sources import VISUAL_KEYS, Visuals, given
 from ovis25.data.spellings import REASONING_KEYS, check_key, holds_turns, matters, meant_key, media_key
@@ -36,10 +36,11 @@ def unused_keys(row: dict, form_keys: tuple[str, ...], visuals: Visuals) -> list
         if key in _REFUSED:
             if _is_hollow(value):
                 continue
-            raise SampleError(key, *_REFUSED[key])
+            raise SampleError(key, *_REFUSED[key], DefectKind.UNREAD_KEY)
         meant = _meant(key, value, visuals)
         if meant:
-            raise SampleError(label(key, 60), "no key of this name is read", f"Did you mean {meant}?")
+            cure = f"Did you mean {meant}?"
+            raise SampleError(label(key, 60), "no key of this name is read", cure, DefectKind.UNREAD_KEY)
         unused.append(label(key, 60))
     return unused
 

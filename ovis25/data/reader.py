@@ -1,7 +1,7 @@
 """Turns as data names them (from and value, or role and content): text or parts, thinking, whether it is learned."""
 
 from ovis25.constants import IMAGE_PLACEHOLDER, THINK_BEGIN, THINK_END, VIDEO_PLACEHOLDER
-from ovis25.data.errors import SampleError, label
+from ovis25.data.errors import DefectKind, SampleError, label
 from ovis25.data.sources import VISUAL_KEYS, given, kind_of
 from ovis25.data.spellings import LOSS_KEYS, REASONING_KEYS, check_key, matters, meant_key
 from ovis25.data.turns import Turn
@@ -101,14 +101,15 @@ class TurnReader:
             meant = key if key in _REFUSED_IN_TURN else meant_key(key, (*TURN_KEYS, *_REFUSED_IN_TURN))
             if meant and (meant == key or matters(meant, value)):
                 problem, cure = _REFUSED_IN_TURN.get(meant, ("no key of this name is read", f"Did you mean {meant}?"))
-                raise SampleError(f"{place}.{label(key, 60)}", problem, cure)
+                raise SampleError(f"{place}.{label(key, 60)}", problem, cure, DefectKind.UNREAD_KEY)
             self.unused.append(f"{name}[].{label(key, 60)}")
 
     @staticmethod
     def _with_thinking(value: str, turn: dict, role: str, place: str) -> str:
         named = {key: turn[key] for key in REASONING_KEYS if given(turn.get(key))}
         if named and role not in (LEARNED_ROLE, "ignored_gpt"):
-            raise SampleError(f"{place}.{next(iter(named))}", "only an answer has thinking", "Remove it")
+            where = f"{place}.{next(iter(named))}"
+            raise SampleError(where, "only an answer has thinking", "Remove it", DefectKind.THINKING)
         return with_thinking(value, named, place)
 
 
@@ -118,13 +119,14 @@ def with_thinking(value: str, named: dict, place: str) -> str:
         return value
     key, thinking = next(iter(named.items()))
     if any(other != thinking for other in named.values()):
-        raise SampleError(f"{place}.{' and '.join(named)}", "they disagree", "Keep one of them")
+        raise SampleError(f"{place}.{' and '.join(named)}", "they disagree", "Keep one of them", DefectKind.CONFLICT)
     if not isinstance(thinking, str):
         raise SampleError(f"{place}.{key}", f"it is {kind_of(thinking)}", "It must be text")
     if not thinking.strip():
         return value
     if THINK_BEGIN in value or THINK_END in value:
-        raise SampleError(f"{place}.{key}", "the answer has a <think> block as well", "Keep one of them")
+        problem = "the answer has a <think> block as well"
+        raise SampleError(f"{place}.{key}", problem, "Keep one of them", DefectKind.CONFLICT)
     thinking, answer = thinking.strip("\n"), value.lstrip("\n")
     return f"{THINK_BEGIN}\n{thinking}\n{THINK_END}\n\n{answer}"
 
@@ -141,7 +143,7 @@ def _check_twins(turn: dict, place: str) -> None:
         first, second = turn.get(one), turn.get(other)
         is_same = first == second or (one == "from" and _ANY_ROLE.get(str(first)) == _ANY_ROLE.get(str(second), 0))
         if first is not None and second is not None and not is_same:
-            raise SampleError(f"{place}.{one} and {other}", "they disagree", "Keep one of them")
+            raise SampleError(f"{place}.{one} and {other}", "they disagree", "Keep one of them", DefectKind.CONFLICT)
 
 
 def _role(role, place: str, roles: dict[str, str]) -> str:
@@ -172,5 +174,6 @@ def is_learned(owner: dict, place: str, role: str) -> bool | None:
             raise SampleError(where, f"turns of {role} are never learned", "Remove it, or set it to 0")
         flags[key] = bool(value)
     if len(set(flags.values())) > 1:
-        raise SampleError(f"{place}.weight and loss".lstrip("."), "they disagree", "Keep one of them")
+        where = f"{place}.weight and loss".lstrip(".")
+        raise SampleError(where, "they disagree", "Keep one of them", DefectKind.CONFLICT)
     return next(iter(flags.values()), None)

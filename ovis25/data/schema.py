@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovis25.constants import IMAGE_PLACEHOLDER, TOOL_CALL_END, VIDEO_PLACEHOLDER
-from ovis25.data.errors import SampleError
+from ovis25.data.errors import DefectKind, SampleError
 from ovis25.data.forms import read_row
 from ovis25.data.keys import unused_keys
 from ovis25.data.sources import kind_of
@@ -95,7 +95,8 @@ def _check_id(name) -> None:
     if name is not None and not isinstance(name, (str, int, float)):
         raise SampleError("id", f"it is {kind_of(name)}", "Write text or a number, or leave it out")
     if isinstance(name, str) and lone_surrogate(name) is not None:
-        raise SampleError("id", f"{shorten(name)} holds half a character", "Write the whole character, or remove it")
+        problem, cure = f"{shorten(name)} holds half a character", "Write the whole character, or remove it"
+        raise SampleError("id", problem, cure, DefectKind.CHARACTERS)
 
 
 def _place_tool_images(sample: Sample, turns: list[Turn]) -> None:
@@ -106,7 +107,7 @@ def _place_tool_images(sample: Sample, turns: list[Turn]) -> None:
     shown: list[ToolImage | None] = []
     if sum(turn.value.count(TOOL_CALL_END + IMAGE_PLACEHOLDER) for turn in turns) > _MAX_TOOL_IMAGES:
         problem = f"its calls give more than {_MAX_TOOL_IMAGES} images"
-        raise SampleError(turns[-1].place, problem, "Make several samples of it")
+        raise SampleError(turns[-1].place, problem, "Make several samples of it", DefectKind.TOOL_CALL)
     for turn in turns:
         calls: dict[int, str] = {}
         if turn.role in ANSWER_ROLES:
@@ -138,6 +139,5 @@ def _check_placeholders(sample: Sample) -> None:
                 if expected
                 else f"Remove {placeholder}, or name the file"
             )
-            raise SampleError(
-                sample.visual_field, f"the text has {found} {placeholder}, but there are {expected} {kind}", cure
-            )
+            problem = f"the text has {found} {placeholder}, but there are {expected} {kind}"
+            raise SampleError(sample.visual_field, problem, cure, DefectKind.PLACEHOLDERS)

@@ -3,12 +3,11 @@
 import fcntl
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from ovis25.data.checks import Defect
+from ovis25.data.samples import Defect
 
 
 class BrokenSamples:
@@ -39,7 +38,7 @@ def append_skipped(path: str | Path, source: str, defects: Iterable[Defect]) -> 
         file.seek(0)
         listed = "\n" + file.read()
         for defect in defects:
-            line = json.dumps({"source": source, **asdict(defect)}, ensure_ascii=False)
+            line = json.dumps({"source": source, **defect.record()}, ensure_ascii=False)
             begin = json.dumps({"source": source, "index": defect.index}, ensure_ascii=False).rstrip("}") + ","
             if f"\n{begin}" not in listed:
                 file.write(f"{line}\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ovis25.data.errors import SampleError, label
+from ovis25.data.errors import DefectKind, SampleError, label
 from ovis25.files import data_url_bytes, is_data_url, is_web_address, locate_file
 from ovis25.processing.image import ImageSource
 from ovis25.text import lone_surrogate, shorten
@@ -53,7 +53,7 @@ def row_visuals(row: dict) -> tuple[Visuals, str]:
     read = {key: _visuals_of(key, value) for key, value in named.items()}
     key, first = next(iter(read.items()))
     if any(other != first for other in read.values()):
-        raise SampleError(" and ".join(named), "they disagree", "Keep one of them")
+        raise SampleError(" and ".join(named), "they disagree", "Keep one of them", DefectKind.CONFLICT)
     return first, key
 
 
@@ -87,29 +87,33 @@ def source_of(value, place: str, kind: str):
         named = next((value[key] for key in keys if given(value.get(key))), None)
         if named is None:
             holds = shorten(", ".join(map(str, value)), 100) if value else "nothing"
-            raise SampleError(place, f"an object with {holds} names no file", f"Its keys are {', '.join(keys)}")
+            cure = f"Its keys are {', '.join(keys)}"
+            raise SampleError(place, f"an object with {holds} names no file", cure, DefectKind.SOURCE)
         value = named
     if kind == "video" and isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [source_of(frame, place, "image") for frame in value]
     kinds = (str, Path, bytes, Image.Image) if kind == "image" else (str, Path)
     if not isinstance(value, kinds) or (isinstance(value, str) and not value.strip()):
         what = shorten(value) if isinstance(value, (str, int, float)) else kind_of(value)
-        raise SampleError(place, f"{what} is no path", "Give a path, or a list of paths")
+        raise SampleError(place, f"{what} is no path", "Give a path, or a list of paths", DefectKind.SOURCE)
     return _source_of_text(value, place, kind) if isinstance(value, str) else value
 
 
 def _source_of_text(text: str, place: str, kind: str) -> str | bytes:
     if is_web_address(text):
-        raise SampleError(place, f"{label(text)} lies on the web", "Download it first and give its path")
+        cure = "Download it first and give its path"
+        raise SampleError(place, f"{label(text)} lies on the web", cure, DefectKind.SOURCE)
     if is_data_url(text):
         if kind == "video":
-            raise SampleError(place, "a video stands in a data: URL", "Write it to a file and give its path")
+            cure = "Write it to a file and give its path"
+            raise SampleError(place, "a video stands in a data: URL", cure, DefectKind.SOURCE)
         try:
             return data_url_bytes(text)
         except ValueError as error:
-            raise SampleError(place, f"its data: URL cannot be read: {error}", "Encode it anew") from error
+            problem = f"its data: URL cannot be read: {error}"
+            raise SampleError(place, problem, "Encode it anew", DefectKind.SOURCE) from error
     if lone_surrogate(text) is not None:
-        raise SampleError(place, f"{shorten(text)} holds half a character", "Correct the path")
+        raise SampleError(place, f"{shorten(text)} holds half a character", "Correct the path", DefectKind.CHARACTERS)
     return text
 
 
@@ -131,4 +135,4 @@ def find_file(name: str | Path, folder: Path, place: str, suggest: bool = True) 
             cure = "Correct the path"
         if _BARE_BASE64.fullmatch(text):
             cure = "It looks like base64: write data:image/png;base64, before it"
-        raise SampleError(place, problem, cure) from error
+        raise SampleError(place, problem, cure, DefectKind.MISSING_FILE) from error

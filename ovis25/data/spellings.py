@@ -2,7 +2,7 @@
 
 import functools
 
-from ovis25.data.errors import SampleError, label
+from ovis25.data.errors import DefectKind, SampleError, label
 from ovis25.data.sources import VISUAL_KEYS
 from ovis25.text import lone_surrogate
 
@@ -28,7 +28,7 @@ _VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 def check_key(key, place: str) -> None:
     """Raise SampleError for a key that is no text."""
     if not isinstance(key, str) or lone_surrogate(key) is not None:
-        raise SampleError(place, f"its key {label(repr(key), 60)} is no text", "Correct the key")
+        raise SampleError(place, f"its key {label(repr(key), 60)} is no text", "Correct the key", DefectKind.CHARACTERS)
 
 
 def meant_key(key: str, known: tuple[str, ...]) -> str | None:

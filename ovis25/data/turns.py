@@ -13,7 +13,7 @@ from ovis25.constants import (
     TOOL_RESPONSE_END,
     VIDEO_PLACEHOLDER,
 )
-from ovis25.data.errors import SampleError
+from ovis25.data.errors import DefectKind, SampleError
 from ovis25.processing.chat import LEARNED_ROLE, empty_thinking, tool_responses
 from ovis25.text import lone_surrogate
 
@@ -50,7 +50,8 @@ def check_turns(turns: list[Turn], field_name: str) -> None:
             _check_thinking(turn)
             _check_tool_tags(turn)
     if all(turn.role != LEARNED_ROLE for turn in turns):
-        raise SampleError(field_name, "it has no learned token: no gpt turn", "Add an answer, or remove the sample")
+        problem, cure = "it has no learned token: no gpt turn", "Add an answer, or remove the sample"
+        raise SampleError(field_name, problem, cure, DefectKind.NOTHING_LEARNED)
     _check_order(turns, field_name)
 
 
@@ -62,6 +63,7 @@ def check_text(text: str, place: str) -> None:
             place,
             f"character {position} is half a character (\\u{ord(text[position]):04x}), cut out of an emoji",
             "Write the whole character, or remove it",
+            DefectKind.CHARACTERS,
         )
     found = list(dict.fromkeys(_CONTROL.findall(text)))
     if found:
@@ -69,6 +71,7 @@ def check_text(text: str, place: str) -> None:
             place,
             f"it holds the control token {', '.join(found)}",
             "Remove it: turns and pictures get their tokens here (<image> and <video> stand for visuals)",
+            DefectKind.CHARACTERS,
         )
 
 
@@ -79,7 +82,7 @@ def _check_filled(turn: Turn) -> None:
         "system": ("the system turn is empty", "Write it, or remove the turn"),
         "human": ("the question is empty", "Write the question, or remove the turn and its answer"),
     }.get(turn.role, ("the answer is empty", "Write the answer, or remove the turn"))
-    raise SampleError(turn.place, what, cure)
+    raise SampleError(turn.place, what, cure, DefectKind.EMPTY_TURN)
 
 
 def _check_visuals(turn: Turn) -> None:
@@ -91,6 +94,7 @@ def _check_visuals(turn: Turn) -> None:
                 turn.place,
                 f"{match.group()} stands in an answer, where no picture can be shown",
                 "Move it into the question; in an answer it may only follow </tool_call>",
+                DefectKind.PLACEHOLDERS,
             )
 
 
@@ -99,7 +103,8 @@ def _check_thinking(turn: Turn) -> None:
     if not num_begins and not num_ends:
         if other := _OTHER_THINKING.match(value):
             problem = f"it begins with {other.group().strip()}, which the model does not know as thinking"
-            raise SampleError(turn.place, problem, "Write <think>thinking</think> and then the answer")
+            cure = "Write <think>thinking</think> and then the answer"
+            raise SampleError(turn.place, problem, cure, DefectKind.THINKING)
         return
     begin, end = value.find(THINK_BEGIN), value.find(THINK_END)
     if not num_begins:
@@ -117,7 +122,7 @@ def _check_thinking(turn: Turn) -> None:
         problem, cure = "there is thinking, but no answer behind </think>", "Write the answer, or remove the turn"
     else:
         return
-    raise SampleError(turn.place, problem, cure)
+    raise SampleError(turn.place, problem, cure, DefectKind.THINKING)
 
 
 def _check_tool_tags(turn: Turn) -> None:
@@ -126,11 +131,13 @@ def _check_tool_tags(turn: Turn) -> None:
     for begin, end in ((TOOL_CALL_BEGIN, TOOL_CALL_END), (TOOL_RESPONSE_BEGIN, TOOL_RESPONSE_END)):
         num_begins, num_ends = value.count(begin), value.count(end)
         if num_begins != num_ends:
-            raise SampleError(turn.place, f"it has {num_begins} {begin} and {num_ends} {end}", "Close each one")
+            problem = f"it has {num_begins} {begin} and {num_ends} {end}"
+            raise SampleError(turn.place, problem, "Close each one", DefectKind.TOOL_CALL)
     num_responses = sum(1 for _ in tool_responses(value))
     if num_responses != value.count(TOOL_RESPONSE_BEGIN):
         problem = f"{TOOL_RESPONSE_BEGIN} stands where no tool answers, and would be learned"
-        raise SampleError(turn.place, problem, f"Write it right behind {TOOL_CALL_END}, with nothing between")
+        cure = f"Write it right behind {TOOL_CALL_END}, with nothing between"
+        raise SampleError(turn.place, problem, cure, DefectKind.TOOL_CALL)
 
 
 def _check_order(turns: list[Turn], field_name: str) -> None:
@@ -147,10 +154,11 @@ def _check_order(turns: list[Turn], field_name: str) -> None:
             kind = "questions" if speaker == "human" else "answers"
             problem, cure = f"two {kind} stand in a row", "Join them, or add what is missing between them"
         if problem:
-            raise SampleError(turn.place, problem, cure)
+            raise SampleError(turn.place, problem, cure, DefectKind.TURN_ORDER)
         previous = speaker
     if previous != "gpt":
-        raise SampleError(turns[-1].place, "the last question has no answer", "Add the answer, or remove the question")
+        problem, cure = "the last question has no answer", "Add the answer, or remove the question"
+        raise SampleError(turns[-1].place, problem, cure, DefectKind.TURN_ORDER)
 
 
 def num_empty_thinking(turns: list[Turn]) -> int:

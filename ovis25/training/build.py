@@ -7,14 +7,19 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ovis25.checkpoint import resolve_checkpoint
-from ovis25.data import ConversationDataset, datainfo
-from ovis25.data.packed import PackedDataset
+from ovis25.data import datainfo
+from ovis25.data.dataset import SampleDataset
+from ovis25.data.measure import LengthLimits, Rules
+from ovis25.data.packing.rows import PackedDataset
+from ovis25.data.samples import Samples
+from ovis25.data.survey import make_survey
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.model.folder import check_folder
@@ -22,6 +27,7 @@ from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
+from ovis25.tools import Toolbox, as_toolbox, load_tools
 from ovis25.training import memory
 from ovis25.training.config import DEFAULTS, LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.config.check import WORKER_KEYS, check, check_values
@@ -79,6 +85,7 @@ def check_before_loading(config: TrainConfig) -> None:
     check_places(config)
     check_machine(config)
     visual_limits(config)
+    tools_of(config)
     _check_rates(config)
     precision = choose_precision(config)
     num_steps = config.value("max_steps") if config.value("max_steps") > 0 else _SOME_STEPS
@@ -134,6 +141,18 @@ def visual_limits(config: TrainConfig) -> VisualLimits:
         raise ConfigError(str(error)) from error
 
 
+def tools_of(config: TrainConfig) -> Toolbox:
+    """The tools that make pictures in training data.
+
+    Raises:
+        ConfigError: `tools` names one that there is not, or that is none.
+    """
+    try:
+        return as_toolbox(None) if config.tools is None else load_tools(_names(config.tools))
+    except ValueError as error:
+        raise ConfigError(f"tools: {error}") from error
+
+
 def check_vocabulary(config: TrainConfig, processor: Ovis2_5Processor) -> None:
     """Tokens that a setting names are known to the tokenizer.
 
@@ -145,29 +164,42 @@ def check_vocabulary(config: TrainConfig, processor: Ovis2_5Processor) -> None:
         raise ConfigError(f"eos_token is {token!r}, which the tokenizer does not have; leave it out for its own")
 
 
-def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
-    """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's."""
+def samples_of(config: TrainConfig, key: str) -> Samples:
+    """The rows of `data_path` or `eval_data_path`. Raises DataError where they cannot be read."""
     source = getattr(config, key)
     if source.startswith(SOURCE_PREFIXES):
         source = parse_source(source)
     elif source.startswith(datainfo.PREFIX):
         source = datainfo.read_datainfo(*datainfo.split_source(source))
-    return ConversationDataset(
-        source,
-        processor,
-        config.image_folder,
-        **{name: getattr(config, name) for name in LIMIT_NAMES},
-        multimodal_max_length=config.multimodal_max_length,
-        text_max_length=config.text_max_length,
-        on_bad_sample=config.on_bad_sample,
-        on_long_sample=config.on_long_sample,
-        show_progress=is_main_process(),
-        raw_pixels=True,
+    return Samples.of(source, config.image_folder)
+
+
+def rules_of(config: TrainConfig, processor: Ovis2_5Processor) -> Rules:
+    """What the config says of how samples are encoded. Raises ConfigError for limits and tools that cannot be."""
+    lengths = LengthLimits(config.multimodal_max_length, config.text_max_length, config.on_long_sample)
+    return Rules(processor, visual_limits(config), lengths, tools_of(config))
+
+
+def build_dataset(
+    config: TrainConfig, key: str, processor: Ovis2_5Processor, skipped_path: Path | None = None
+) -> SampleDataset:
+    """The samples of `data_path` or `eval_data_path`, checked; the progress bar is rank 0's.
+
+    Samples that break while decoding are noted in `skipped_path`.
+    """
+    samples, rules = samples_of(config, key), rules_of(config, processor)
+    survey = make_survey(
+        samples,
+        rules,
+        stops_at_form=config.on_bad_sample == "error",
         measure_all=config.packing or config.value("train_sampling_strategy") in LENGTH_STRATEGIES,
+        show_progress=is_main_process(),
     )
+    options = {"on_bad_sample": config.on_bad_sample, "skipped_path": skipped_path}
+    return SampleDataset(samples, survey, rules, raw_pixels=True, **options)
 
 
-def pack_dataset(config: TrainConfig, dataset: ConversationDataset, folder: str, is_training: bool) -> PackedDataset:
+def pack_dataset(config: TrainConfig, dataset: SampleDataset, folder: str, is_training: bool) -> PackedDataset:
     """The samples in rows of about equal cost; each device gets as many rows as the others."""
     rows_per_device = config.value("per_device_train_batch_size")
     if not is_training:

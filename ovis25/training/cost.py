@@ -1,7 +1,7 @@
 """What a sample costs in FLOPs, from the model's shapes: two per multiply-add of the forward pass."""
 
 from ovis25.constants import HIDDEN_STRIDE, NUM_INDICATORS, PATCH_SIZE
-from ovis25.data.packing import CostWeights
+from ovis25.data.packing.balance import CostWeights
 from ovis25.model import Ovis2_5_Config
 
 

@@ -6,7 +6,8 @@ import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from ovis25.data import ConversationDataset, datainfo
+from ovis25.data import datainfo
+from ovis25.data.dataset import SampleDataset
 from ovis25.files import expanded, read_json_object, resolve_input
 from ovis25.text import shorten
 from ovis25.tiny.strips import SOURCE_PREFIXES
@@ -212,7 +213,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_SHORT]
 
 
-def samples_source(dataset: ConversationDataset) -> Source:
+def samples_source(dataset: SampleDataset) -> Source:
     """What the check of a data set found, its pictures' sizes and the samples left out among it."""
     counts = dataset.statistics()
     sizes = b"" if counts.is_estimate else dataset.sizes.tobytes()

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from ovis25.data import ConversationDataset, DataError
+from ovis25.data import DataError
 from ovis25.data.collator import Collator, PackedCollator
-from ovis25.data.packed import PackedDataset
+from ovis25.data.dataset import SampleDataset
+from ovis25.data.packing.rows import PackedDataset
 from ovis25.training import build, checkpoints, finish, muon, resume, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import MUON, TrainConfig
@@ -42,15 +43,30 @@ SKIPPED_NAME = "skipped_samples.jsonl"
 class Datasets:
     """The samples, and with packing the rows made of them, which the trainer then takes."""
 
-    train: ConversationDataset
-    evaluation: ConversationDataset | None
+    train: SampleDataset
+    evaluation: SampleDataset | None
     train_rows: PackedDataset | None = None
     eval_rows: PackedDataset | None = None
 
-    def named(self) -> dict[str, ConversationDataset]:
+    def named(self) -> dict[str, SampleDataset]:
         """The sets that there are, by the setting that names them."""
         sets = {"data_path": self.train, "eval_data_path": self.evaluation}
         return {key: dataset for key, dataset in sets.items() if dataset is not None}
+
+    def over(self, named: dict[str, SampleDataset]) -> "Datasets":
+        """The same samples and rows of other sets, named as `named` does: such as ones that read from a cache."""
+        train, evaluation = named["data_path"], named.get("eval_data_path")
+        return Datasets(
+            train,
+            evaluation,
+            self.train_rows and self.train_rows.over(train),
+            self.eval_rows and self.eval_rows.over(evaluation),
+        )
+
+    def items(self) -> tuple[TracedDataset, TracedDataset | None]:
+        """What the trainer takes for training and for evaluation."""
+        evaluated = self.eval_rows or self.evaluation
+        return TracedDataset(self.train_rows or self.train), TracedDataset(evaluated) if evaluated else None
 
     def pack(self, config: TrainConfig, folder: Path) -> None:
         self.train_rows = build.pack_dataset(config, self.train, folder, is_training=True)
@@ -129,12 +145,12 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     # 5. the trainer
     trainer_class = build.trl_recipe().OvisSFTTrainer if config.recipe == "trl" else OvisTrainer
     collator = PackedCollator() if config.packing else Collator(processor.tokenizer.pad_token_id)
-    evaluated = data.eval_rows or data.evaluation
+    train_items, eval_items = data.items()
     trainer = trainer_class(
         model=model,
         args=arguments,
-        train_dataset=TracedDataset(data.train_rows or data.train),
-        eval_dataset=TracedDataset(evaluated) if evaluated else None,
+        train_dataset=train_items,
+        eval_dataset=eval_items,
         data_collator=TracedCollator(collator),
         processing_class=processor,
         chosen=chosen,
@@ -159,8 +175,9 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
         check_base(trainer, folder)
         begin(trainer, config, checkpoint)
         if config.cache_visual_embeddings:
-            sets = list(data.named().values())
-            plan.visual_cache = str(visual_pass.fill(trainer, sets, visual_pass.folder_of(config)))
+            summary, cached = visual_pass.fill(trainer, data.named(), visual_pass.folder_of(config))
+            plan.visual_cache = str(summary)
+            trainer.train_dataset, trainer.eval_dataset = data.over(cached).items()
         trainer.start_clock()
         with contextlib.closing(progress):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -228,18 +245,19 @@ def say(text: str) -> None:
 
 
 def load_data(config: TrainConfig, base: Base) -> Datasets:
+    # pictures that break while decoding are listed with those that were left out before
+    skipped_path = Path(config.output_dir) / SKIPPED_NAME
+    keys = ("data_path", "eval_data_path")
     try:
-        train_set = build.build_dataset(config, "data_path", base.processor)
-        evaluation = build.build_dataset(config, "eval_data_path", base.processor) if config.eval_data_path else None
+        train_set, evaluation = (
+            build.build_dataset(config, key, base.processor, skipped_path) if getattr(config, key) else None
+            for key in keys
+        )
     except DataError as error:
         # a text may be too long by an estimate alone
         if base.note:
             raise DataError(f"{error}\nnote: {base.note}") from error
         raise
-    for dataset in (train_set, evaluation):
-        if dataset is not None:
-            # pictures that break while decoding are listed with those that were left out before
-            dataset.skipped_path = Path(config.output_dir) / SKIPPED_NAME
     return Datasets(train_set, evaluation)
 
 

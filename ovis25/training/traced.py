@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from torch.utils.data import Dataset
 
-from ovis25.data.datainfo import ORIGIN_KEY
-from ovis25.data.packed import PackedDataset
+from ovis25.data.dataset import SampleDataset
+from ovis25.data.packing.rows import PackedDataset
 
 INDICES_KEY = "sample_indices"
 _INDEX_KEY = "sample_index"
@@ -54,9 +54,6 @@ def sample_names(dataset: Dataset, indices: Iterable[int]) -> list[str]:
 
 
 def _name(dataset: Dataset, index: int) -> str:
-    if not hasattr(dataset, "row_index"):
+    if not isinstance(dataset, SampleDataset):
         return f"sample {index}"
-    row_index = dataset.row_index(index)
-    row = dataset.rows[row_index]
-    place = row.get(ORIGIN_KEY) or f"{dataset.source}[{row_index}]"
-    return place if row.get("id") is None else f'{place} (id "{row["id"]}")'
+    return dataset.samples.name(dataset.row_index(index))

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import DataError
-from ovis25.data.packed import PackedDataset
+from ovis25.data.packing.rows import PackedDataset
 from ovis25.data.sampler import LengthSampler, LengthView, RowSampler
 from ovis25.files import follow_umask
 from ovis25.model.adapter import write_base_note

@@ -15,11 +15,13 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
-from ovis25.data import ConversationDataset, Statistics
-from ovis25.data.checks import Defect, Grid
-from ovis25.data.schema import SampleError
-from ovis25.data.visual_cache import CachedVisuals, VisualCache
-from ovis25.data.visual_inputs import Patches, SampleKeys, Unit
+from ovis25.data import Statistics
+from ovis25.data.cache.inputs import Patches, SampleKeys, Unit
+from ovis25.data.cache.items import CachedDataset
+from ovis25.data.cache.store import CachedVisuals, VisualCache
+from ovis25.data.dataset import SampleDataset
+from ovis25.data.measure import Grid
+from ovis25.data.samples import Defect
 from ovis25.model import Ovis2_5
 from ovis25.training.build import Precision
 from ovis25.training.config import ConfigError, TrainConfig
@@ -72,8 +74,10 @@ def forecast(config: TrainConfig, counts: list[Statistics | None], precision: Pr
     return f"at most {format_bytes(tokens * token_bytes)} ({tokens:,} visual tokens) in {folder_of(config)}"
 
 
-def fill(trainer: OvisTraining, datasets: list[ConversationDataset], folder: Path) -> Summary:
-    """Compute what the folder lacks, each rank its share, and make the datasets read from it.
+def fill(
+    trainer: OvisTraining, sets: dict[str, SampleDataset], folder: Path
+) -> tuple[Summary, dict[str, CachedDataset]]:
+    """Compute what the folder lacks, each rank its share; returns what it holds, and the sets as they read from it.
 
     Embeddings are what training would compute: same weights, same formats. Every rank calls this.
 
@@ -86,6 +90,7 @@ def fill(trainer: OvisTraining, datasets: list[ConversationDataset], folder: Pat
             "cache_visual_embeddings does not work under FSDP, which shards the vision weights; use DeepSpeed or plain "
             "data-parallel, or set it to false"
         )
+    datasets = list(sets.values())
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad(), _whole_vision(trainer, model), trainer.accelerator.autocast():
@@ -100,9 +105,11 @@ def fill(trainer: OvisTraining, datasets: list[ConversationDataset], folder: Pat
         units = _units(tables, missing)
         failures = _compute(trainer, model, cache, datasets, units)
     _check_shared(trainer, cache, [key for key in tokens if key not in failures])
-    for dataset, rows in zip(datasets, tables, strict=True):
-        dataset.use_cache(CachedVisuals(cache, _settled(dataset, rows, failures)))
-    return Summary(len(tokens), len(missing), sum(tokens.values()) * cache.token_bytes, folder)
+    cached = {
+        name: CachedDataset(dataset, CachedVisuals(cache, _settled(dataset, rows, failures)))
+        for (name, dataset), rows in zip(sets.items(), tables, strict=True)
+    }
+    return Summary(len(tokens), len(missing), sum(tokens.values()) * cache.token_bytes, folder), cached
 
 
 @contextlib.contextmanager
@@ -141,7 +148,7 @@ def fingerprint(model: Ovis2_5, dtype: torch.dtype, device: torch.device) -> str
     return digest.hexdigest()
 
 
-def _keys(trainer: OvisTraining, dataset: ConversationDataset, cache: VisualCache) -> Rows:
+def _keys(trainer: OvisTraining, dataset: SampleDataset, cache: VisualCache) -> Rows:
     """Row index -> its visual inputs, or its defect; each rank hashes its share."""
     keyed = SampleKeys(dataset, cache)
     share = torch.utils.data.Subset(keyed, range(trainer.args.process_index, len(keyed), trainer.args.world_size))
@@ -228,9 +235,7 @@ def _embed(model: Ovis2_5, cache: VisualCache, batch: list[tuple[str, torch.Tens
         cache.write(key, part.clone(), grid)
 
 
-def _settled(
-    dataset: ConversationDataset, rows: Rows, failures: dict[str, Defect]
-) -> dict[int, tuple[str, ...] | Defect]:
+def _settled(dataset: SampleDataset, rows: Rows, failures: dict[str, Defect]) -> dict[int, tuple[str, ...] | Defect]:
     """The dataset's table, in which a sample with an input that cannot be decoded is a defect."""
     settled = {}
     for row_index, found in rows.items():
@@ -240,8 +245,7 @@ def _settled(
         settled[row_index] = keys = tuple(key for key, _ in found)
         for broken in (failures[key] for key in keys if key in failures):
             # noted at the first sample that shows the input, which may be another one
-            error = SampleError(broken.field, broken.problem, broken.cure)
-            settled[row_index] = dataset.defect(row_index, error)
+            settled[row_index] = dataset.samples.defect(row_index, broken.error())
     return settled
 
 

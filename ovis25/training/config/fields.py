@@ -86,6 +86,9 @@ class TrainConfig:
     on_long_sample: str = _setting(
         "shrink", "shrink (lower its pixel budget), skip, or error", choices=("shrink", "skip", "error")
     )
+    tools: str | list | None = _setting(
+        None, "what makes pictures in answers: Crop, or your own as package.module:Name (default: the built-in ones)"
+    )
     packing: bool = _setting(False, "rows of whole samples, up to multimodal_max_length tokens; a batch counts rows")
 
     cache_visual_embeddings: bool = _setting(False, "frozen vision: compute every picture's embeddings once, then read")

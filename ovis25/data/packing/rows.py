@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ovis25.data.collator import join_packed, pack_item
-from ovis25.data.dataset import ConversationDataset
-from ovis25.data.packing import CostWeights, pack
+from ovis25.data.dataset import SampleDataset
+from ovis25.data.packing.balance import CostWeights, pack
 
 
 @dataclass
@@ -39,7 +39,7 @@ class PackedDataset(Dataset):
         capacity: tokens that a row may hold.
     """
 
-    def __init__(self, dataset: ConversationDataset, rows: list[np.ndarray], costs: np.ndarray, capacity: int):
+    def __init__(self, dataset: SampleDataset, rows: list[np.ndarray], costs: np.ndarray, capacity: int):
         self.dataset, self.costs, self.capacity = dataset, costs, capacity
         # two arrays, not a list of a hundred thousand: workers share them
         self._members = np.concatenate(rows)
@@ -47,13 +47,17 @@ class PackedDataset(Dataset):
 
     @classmethod
     def of(
-        cls, dataset: ConversationDataset, weights: CostWeights, capacity: int, seed: int, multiple: int, in_order: bool
+        cls, dataset: SampleDataset, weights: CostWeights, capacity: int, seed: int, multiple: int, in_order: bool
     ) -> "PackedDataset":
         """The dataset packed; a sample longer than the capacity raises it to its own length. See `packing.pack`."""
         tokens, costs = dataset.lengths, weights.of(dataset.sizes)
         capacity = max(capacity, int(tokens.max()))
         rows = pack(tokens, costs, capacity, seed, multiple, in_order)
         return cls(dataset, rows, np.array([costs[row].sum() for row in rows]), capacity)
+
+    def over(self, dataset: SampleDataset) -> "PackedDataset":
+        """The same rows of another dataset with as many samples, such as one that reads from a cache."""
+        return PackedDataset(dataset, np.split(self._members, self._ends[:-1]), self.costs, self.capacity)
 
     def __len__(self) -> int:
         return len(self._ends)

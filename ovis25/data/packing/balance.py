@@ -1,7 +1,15 @@
 """Which samples share a row: few rows, none over the capacity, and nearly equal work in each.
 
-Best fit decreasing by tokens decides how many rows there are; then samples change places between expensive and cheap
-rows until the rows cost about the same. Only numbers are looked at, so a million samples take seconds.
+Why two goals: rows that are full waste no memory and no launch, but full rows do not cost the same. Attention costs the
+square of a sample's length and pictures cost the encoder, so one sample of 8,000 tokens is dearer than eighty of 100.
+Devices wait for the dearest row of a step; even rows are what makes them all work.
+
+1. `_best_fit` decides how many rows there are, by tokens alone: samples by falling length, each into the fullest row
+   that has room. `_split_rows` adds the few that make their number a multiple.
+2. `_even_out` lets samples change places between dear and cheap rows until the rows cost about the same. A little free
+   room in each row (`_SLACK`) gives it something to move.
+
+Only numbers are looked at, so a million samples take seconds.
 """
 
 from dataclasses import dataclass
@@ -36,7 +44,7 @@ class CostWeights:
     patch_pair: float
 
     def of(self, sizes: np.ndarray) -> np.ndarray:
-        """(samples,) of dtype `dataset.SIZES` -> (samples,) float64; the LLM's attention costs tokens squared."""
+        """(samples,) of dtype `survey.SIZES` -> (samples,) float64; the LLM's attention costs tokens squared."""
         tokens, learned, visual, patch_pairs = (sizes[name].astype(np.float64) for name in sizes.dtype.names)
         return (
             self.token * tokens
@@ -87,7 +95,10 @@ def pack(
     generator = np.random.default_rng(seed)
     if not keep_order:
         return _pack(tokens, costs, capacity, generator, multiple)
+    # packing inside windows of neighbours keeps the order: a sample leaves its place by one window at most. Small sets
+    # have windows of 64 rows, large ones 256 windows, for each window wastes half a row on average
     window_tokens = max(_WINDOW_ROWS * capacity, int(tokens.sum()) // _NUM_WINDOWS)
+    # capacity 10, windows of 20 tokens: tokens 8, 8, 8, 8 end at 8, 16, 24, 32 and are in windows 0, 0, 1, 1
     window_of = (np.cumsum(tokens) - 1) // window_tokens
     windows = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(window_of)) + 1)
     rows: list[np.ndarray] = []
@@ -102,11 +113,15 @@ def _pack(tokens, costs, capacity, generator, multiple, num_before=0) -> list[np
     """As `pack`; `num_before` rows exist already and count for the multiple."""
     if not len(tokens):
         return []
+    # equal lengths in random order: else the same neighbours would share a row whatever the seed
     order = generator.permutation(len(tokens))
     order = order[np.argsort(-tokens[order], kind="stable")]
     row_of, num_rows = _best_fit(tokens, order, capacity)
+    # a second try with rows a little shorter than they are; where that costs next to no rows more, the free room lets
+    # samples change places. A sample longer than the short row counts as exactly filling it
     loose_capacity = max(int(capacity * (1 - _SLACK)), 1)
     loose_row_of, num_loose_rows = _best_fit(np.minimum(tokens, loose_capacity), order, loose_capacity)
+    # up to the next multiple: 5 rows for 4 devices become 8, 3 of them cut out of others
     num_wished, num_loose_wished = (
         -(-(num_before + number) // multiple) * multiple - num_before for number in (num_rows, num_loose_rows)
     )
@@ -123,7 +138,14 @@ def _pack(tokens, costs, capacity, generator, multiple, num_before=0) -> list[np
 
 
 def _best_fit(tokens: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Each sample, in the given order, into the fullest row that has room: (row of each sample, number of rows)."""
+    """Each sample, in the given order, into the fullest row that has room: (row of each sample, number of rows).
+
+    Example:
+        Tokens 6, 5, 4, 3 in this order, capacity 10. 6 opens row 0 (4 free); 5 opens row 1 (5 free); 4 fits both and
+        goes where 4 are free, row 0 (0 free); 3 goes into row 1. In the bits of `free_bits`, before the 4: 110000
+        (bits 4 and 5); shifted by 4 it is 11, whose lowest bit, 0, says that the fullest row with room has 4 + 0 free.
+    """
+    # rows_with[f]: the rows that have f tokens free
     rows_with: list[list[int]] = [[] for _ in range(capacity + 1)]
     # bit f is set while some row has f tokens free: shifting finds the fullest row with room without a search
     free_bits = 0
@@ -132,6 +154,7 @@ def _best_fit(tokens: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np.
     for sample, size in zip(order.tolist(), tokens[order].tolist(), strict=True):
         with_room = free_bits >> size
         if with_room:
+            # `x & -x` keeps the lowest bit alone
             free = size + (with_room & -with_room).bit_length() - 1
             row = rows_with[free].pop()
             if not rows_with[free]:
@@ -158,7 +181,8 @@ def _even_out(row_of: np.ndarray, num_rows: int, tokens, costs, capacity: int, g
     """Let samples change places between rows until the rows' costs are even, written into `row_of`.
 
     In each round every row of the dearer half meets one of the cheaper half, drawn at random, and the two make the
-    exchange that brings their costs closest together and overfills neither.
+    exchange that brings their costs closest together and overfills neither. Pairs are drawn at random: a
+    pair without a good exchange is not tried again in every round.
     """
     mean_cost = costs.sum() / num_rows
     num_stalls = 0
@@ -171,6 +195,7 @@ def _even_out(row_of: np.ndarray, num_rows: int, tokens, costs, capacity: int, g
             return
         cheap, dear = cheap[is_uneven], dear[is_uneven]
         shuffled = generator.permutation(len(row_of))
+        # samples row after row, in random order inside each: other ones come first in the next round
         by_row = shuffled[np.argsort(row_of[shuffled], kind="stable")]
         starts = np.concatenate([[0], np.cumsum(np.bincount(row_of))])
         gain = 0.0
@@ -187,6 +212,11 @@ def _exchange(row_of, dear, cheap, by_row, starts, used, cost, tokens, costs, ca
 
     Each row's samples stand in random order in `by_row`, from its `starts` on. The first a of the dear row go to the
     cheap one and the first b of that come back, for all a and b up to _NUM_TRIED (dimensions A and B, with 0).
+
+    Example:
+        The dear row holds costs 9, 9 (18 in all), the cheap one 1, 1 (2), so the gap is 16. a = 1, b = 1 moves
+        9 - 1 = 8, which the dear row loses and the cheap one gains: the new gap is |16 - 2 * 8| = 0, the best of the
+        nine. a = b = 0 moves nothing and keeps the gap of 16: an exchange never makes it worse.
     """
     (dear_PA, *dear_sums), (cheap_PB, *cheap_sums) = (
         _first_samples(rows, by_row, starts, tokens, costs) for rows in (dear, cheap)
@@ -195,11 +225,14 @@ def _exchange(row_of, dear, cheap, by_row, starts, used, cost, tokens, costs, ca
         going[:, :, None] - coming[:, None, :] for going, coming in zip(dear_sums, cheap_sums, strict=True)
     )
     gap_P = cost[dear] - cost[cheap]
+    # what one row loses the other gains: the gap shrinks by twice what is moved
     new_gap_PAB = np.abs(gap_P[:, None, None] - 2 * moved_cost_PAB)
+    # the dear row may take in what it has free (less than nothing moves out), the cheap one likewise
     least_P, most_P = used[dear] - capacity, capacity - used[cheap]
     new_gap_PAB[(moved_tokens_PAB < least_P[:, None, None]) | (moved_tokens_PAB > most_P[:, None, None])] = np.inf
     best_P = np.nanargmin(new_gap_PAB.reshape(len(dear), -1), axis=1)
     gain_P = gap_P - np.take_along_axis(new_gap_PAB.reshape(len(dear), -1), best_P[:, None], 1)[:, 0]
+    # place in the flattened (A, B) -> (a, b); nothing moves where nothing is gained
     num_going, num_coming = np.where(gain_P > 0, np.divmod(best_P, new_gap_PAB.shape[2]), 0)
     for samples, counts, to_rows in ((dear_PA, num_going, cheap), (cheap_PB, num_coming, dear)):
         is_moved = np.arange(samples.shape[1]) < counts[:, None]

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from ovis25.data.checks import Budget, Defect, Grid, grids_of, tool_images, visual_sizes
-from ovis25.data.dataset import ConversationDataset
-from ovis25.data.schema import Sample, SampleError, ToolImage
-from ovis25.data.visual_cache import VisualCache, content_digest
-from ovis25.processing import VisualLimits
+from ovis25.data.cache.store import VisualCache, content_digest
+from ovis25.data.dataset import SampleDataset
+from ovis25.data.errors import SampleError
+from ovis25.data.measure import Budget, Grid, grids_of, unreadable, visual_sizes
+from ovis25.data.samples import Defect
+from ovis25.data.schema import Sample, ToolImage
+from ovis25.data.tool_images import tool_images
 from ovis25.processing.image import ImageSource, num_visual_tokens, open_image
 from ovis25.processing.video import sample_frames
 
@@ -25,7 +27,7 @@ class SampleKeys(Dataset):
     Files are read, but no picture is decoded, unless a tool makes another one of it.
     """
 
-    def __init__(self, dataset: ConversationDataset, cache: VisualCache):
+    def __init__(self, dataset: SampleDataset, cache: VisualCache):
         self.dataset, self.cache = dataset, cache
         self._digests: dict[Path, str] = {}
 
@@ -36,13 +38,14 @@ class SampleKeys(Dataset):
         row_index = self.dataset.row_index(index)
         try:
             sample, budget = self.dataset.sample_and_budget(row_index)
-            return row_index, [] if budget is None else self._keys(sample, budget, self.dataset.limits)
+            return row_index, [] if budget is None else self._keys(sample, budget)
         except SampleError as error:
-            return row_index, self.dataset.defect(row_index, error)
+            return row_index, self.dataset.samples.defect(row_index, error)
 
-    def _keys(self, sample: Sample, budget: Budget, limits: VisualLimits) -> list[tuple[str, int]]:
+    def _keys(self, sample: Sample, budget: Budget) -> list[tuple[str, int]]:
+        limits, tools = self.dataset.rules.limits, self.dataset.rules.tools
         try:
-            grids = grids_of(visual_sizes(sample, limits), budget)
+            grids = grids_of(visual_sizes(sample, limits, tools), budget)
             if sample.video is None:
                 keys = [self.cache.key("image", [digest], budget, None) for digest in self._image_digests(sample)]
             elif isinstance(sample.video, list):
@@ -54,13 +57,14 @@ class SampleKeys(Dataset):
         except SampleError:
             raise
         except (OSError, ValueError) as error:
-            raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
+            raise unreadable(sample, error) from error
         return [(key, num_visual_tokens(grid)) for key, grid in zip(keys, grids, strict=True)]
 
     def _image_digests(self, sample: Sample) -> list[str]:
         if not any(isinstance(image, ToolImage) for image in sample.images):
             return [self._digest(image) for image in sample.images]
-        made = tool_images(sample, partial(open_image, max_megapixels=self.dataset.limits.max_image_megapixels))
+        rules = self.dataset.rules
+        made = tool_images(sample, partial(open_image, max_megapixels=rules.limits.max_image_megapixels), rules.tools)
         return [
             content_digest(picture) if isinstance(image, ToolImage) else self._digest(image)
             for image, picture in zip(sample.images, made, strict=True)
@@ -86,7 +90,7 @@ class Unit:
 class Patches(Dataset):
     """Item i: [(key, (N, 768) pixels, grid), ...] of unit i, decoded, or the `Defect` that prevents it."""
 
-    def __init__(self, datasets: list[ConversationDataset], units: list[Unit]):
+    def __init__(self, datasets: list[SampleDataset], units: list[Unit]):
         self.datasets, self.units = datasets, units
 
     def __len__(self) -> int:
@@ -98,5 +102,5 @@ class Patches(Dataset):
         try:
             visuals = dataset.patches(*dataset.sample_and_budget(unit.row_index))
         except SampleError as error:
-            return dataset.defect(unit.row_index, error)
+            return dataset.samples.defect(unit.row_index, error)
         return [(key, torch.from_numpy(visuals[place][0]), visuals[place][1]) for place, key in unit.keys.items()]

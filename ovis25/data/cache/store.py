@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ovis25.data.checks import Budget, Defect, Grid
-from ovis25.data.schema import SampleError
+from ovis25.data.measure import Budget, Grid
+from ovis25.data.samples import Defect
 from ovis25.files import follow_umask
 from ovis25.processing.image import ImageSource, open_image
 
@@ -106,7 +106,7 @@ class CachedVisuals:
         """
         found = self.rows.get(row_index, ())
         if isinstance(found, Defect):
-            raise SampleError(found.field, found.problem, found.cure)
+            raise found.error()
         return self.cache.read(found)
 
 
