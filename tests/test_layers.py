@@ -11,28 +11,36 @@ PACKAGE = Path(ovis25.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer (a folder, or a file beside them) and the layers it may import. CONTRIBUTING.md explains the table.
-LOWEST = {"constants", "checkpoint", "files", "reduced", "text", "tokenizer_files", "weights"}
+LOWEST = {
+    "checkpoint", "constants", "errors", "files", "options", "ranks", "reduced", "text", "tokenizer_files", "weights",
+}  # fmt: skip
 LAYERS = {
     "constants": set(),
-    "text": set(),
+    "errors": set(),
+    "ranks": set(),
     "reduced": set(),
+    "text": set(),
+    "options": {"text"},
     "files": {"constants", "text"},
-    "checkpoint": {"constants", "files", "text"},
+    "checkpoint": {"constants", "errors", "files", "text"},
     "weights": {"checkpoint"},
     "tokenizer_files": {"checkpoint", "constants"},
+    "reports": set(),
     "processing": LOWEST,
     "model": LOWEST,
     "tools": LOWEST,
     "data": {*LOWEST, "processing", "tools"},
-    "tiny": {*LOWEST, "model", "processing"},
-    "training": {*LOWEST, "data", "model", "processing", "tiny", "tools"},
+    "evaluate": {*LOWEST, "data"},
+    "tiny": {*LOWEST, "data", "model", "processing"},
     "loading": {*LOWEST, "model", "processing", "tiny"},
-    "inference": {*LOWEST, "loading", "model", "processing", "tiny", "tools"},
-    "merge": {*LOWEST, "loading", "model", "processing", "tiny"},
-    "cli": {*LOWEST, "__init__", "data", "inference", "merge", "model", "processing", "tiny", "tools", "training"},
-    # the door `from ovis25 import ...`, which registers with transformers too
-    "__init__": {"inference", "model", "processing"},
-    "__main__": {"cli"},
+    "inference": {*LOWEST, "loading", "model", "processing", "tools"},
+    "merge": {*LOWEST, "loading", "model", "processing"},
+    "training": {*LOWEST, "data", "loading", "model", "processing", "reports", "tools"},
+    "cli": {*LOWEST, "__init__", "data", "evaluate", "inference", "merge", "processing", "tools", "training"},
+    "registration": {"model", "processing"},
+    "auto_hook": {"registration"},
+    # the door `from ovis25 import ...`
+    "__init__": {"auto_hook", "inference", "model", "processing"},
 }
 OPTIONAL = ("av", "bitsandbytes", "deepspeed", "matplotlib", "peft", "trl")
 # What the package does without.
@@ -44,8 +52,9 @@ def is_layer(name: str) -> bool:
 
 
 def imports(file: Path) -> list[tuple[str, ast.stmt]]:
-    """Every module that a file imports, with the statement; `from ovis25 import model` counts as `ovis25.model`,
-    `from ovis25 import __version__` as `ovis25.__init__`.
+    """Every module that a file imports, and where; what `import_module` gets is one too.
+
+    `from ovis25 import model` counts as `ovis25.model`, `from ovis25 import __version__` as `ovis25.__init__`.
     """
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -59,11 +68,37 @@ def imports(file: Path) -> list[tuple[str, ast.stmt]]:
                 ]
             else:
                 found.append((node.module, node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [(name, node) for name in _named(node.args[0])]
     return found
+
+
+def _named(argument: ast.expr) -> list[str]:
+    """What `import_module` gets where that stands there: a text, or one that begins with a package of ours."""
+    if isinstance(argument, ast.JoinedStr):
+        argument = argument.values[0]
+    return [argument.value] if isinstance(argument, ast.Constant) else []
 
 
 def layer_of(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def module_of(file: Path) -> str:
+    return ".".join(("ovis25", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_of(file) for file in FILES}
+
+
+def targets(file: Path) -> set[str]:
+    """The files that a file imports: `from ovis25.data import digits` names `ovis25.data.digits`."""
+    found = set()
+    for module, node in imports(file):
+        inner = {f"{module}.{alias.name}" for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+        files = {name for name in inner if name in MODULES}
+        found |= files or {module}
+    return found
 
 
 def relative(file: Path) -> str:
@@ -88,6 +123,30 @@ def test_the_table_itself_has_no_cycle():
         ready = {layer for layer, targets in LAYERS.items() if layer not in done and targets <= done}
         assert ready, f"a cycle among {set(LAYERS) - done}"
         done |= ready
+
+
+def test_the_embedded_model_is_known_to_loading_alone_and_knows_the_digits_alone():
+    for file in FILES:
+        modules = [module for module, _ in imports(file)]
+        if layer_of(file) == "tiny":
+            data = [module for module in modules if module.startswith("ovis25.data")]
+            assert all(module.startswith("ovis25.data.digits") for module in data), relative(file)
+        elif relative(file) != "loading.py":
+            assert not [module for module in modules if module.startswith("ovis25.tiny")], relative(file)
+
+
+def test_no_two_files_import_each_other():
+    """Not over third ones either; what is imported for type checkers counts."""
+    files = {module_of(file): file for file in FILES}
+    graph = {name: {to for to in targets(file) if to in files and to != name} for name, file in files.items()}
+    done = set()
+    while ready := {name for name in set(graph) - done if graph[name] <= done}:
+        done |= ready
+    # the engine and the chat that it opens name each other's types
+    circle = {name for name in set(graph) - done if not name.startswith(("ovis25.inference", "ovis25.cli"))} - {
+        "ovis25"
+    }
+    assert not circle, f"among these is a circle: {sorted(circle)}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

@@ -14,6 +14,7 @@ from conftest import Scripted
 from PIL import Image
 
 from ovis25 import Ovis25Inference, cli
+from ovis25.cli import models
 from ovis25.inference import Request, RequestError
 from ovis25.inference.requests_file import answer_file
 from ovis25.processing.chat import tokenize
@@ -438,7 +439,7 @@ def test_an_infinite_box_is_cut_at_the_edge(picture):
     ],
 )
 def test_arguments_are_checked_before_the_model_is_loaded(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments: pytest.fail("loaded"))
+    monkeypatch.setattr(models, "Ovis25Inference", lambda *arguments: pytest.fail("loaded"))
     assert cli.main(["infer", "tiny", "--prompt", "a", *arguments]) == 2
     assert message in capsys.readouterr().err
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ovis25.checkpoint import weights_digest
 from ovis25.data import ConversationDataset, datainfo
+from ovis25.data.digits import SOURCE_PREFIXES
 from ovis25.files import read_json_object, resolve_input
-from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import checkpoints
 from ovis25.training.config import ConfigError, TrainConfig
 

@@ -16,6 +16,7 @@ from transformers.training_args import OptimizerNames
 from ovis25.data import ConversationDataset, DataError
 from ovis25.data.collator import Collator, PackedCollator
 from ovis25.data.packed import PackedDataset
+from ovis25.ranks import is_main_process, num_processes
 from ovis25.training import build, checkpoints, finish, muon, resume, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import MUON, TrainConfig
@@ -74,7 +75,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     resume.check_wish(config)
     if isinstance(wish, str):
         resume.choose(config)
-    if not dry_run and config.overwrite_output_dir and build.is_main_process():
+    if not dry_run and config.overwrite_output_dir and is_main_process():
         checkpoints.delete_run(config.output_dir)
     if not config.overwrite_output_dir and not wish:
         resume.check_same_run(config)
@@ -89,7 +90,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     # 2. the data, checked and counted by the processor alone
     base = find_base(config.model_path, dry_run)
     folder, processor = base.folder, base.processor
-    sources = resume.sources_of(config, folder, build.num_processes())
+    sources = resume.sources_of(config, folder, num_processes())
     config.notes += resume.check_same_sources(config, start.sources, sources)
     processor.limits = build.visual_limits(config)
     build.check_vocabulary(config, processor)
@@ -167,10 +168,10 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
 
     # 7. the final folder is complete, and readable by everyone who reads a released one
     results = finish.collect_results(trainer, config)
-    if build.is_main_process():
+    if is_main_process():
         finish.write_results(config.output_dir, results)
     PartialState().wait_for_everyone()
-    if build.is_main_process():
+    if is_main_process():
         finish.draw(trainer, config.output_dir, results)
     kind = "adapter" if config.use_lora else "model"
     say(f"\n{results['stop_reason']}\nThe {kind} lies in {config.output_dir} (curves: {finish.CURVES_NAME})")
@@ -215,14 +216,14 @@ def check_base(trainer: OvisTraining, folder: Path) -> None:
 def begin(trainer: OvisTraining, config: TrainConfig, checkpoint: Path | None) -> None:
     """A run that begins anew sets what an earlier one left in its folder aside, and never goes on from it."""
     PartialState().wait_for_everyone()
-    is_new = checkpoint is None and build.is_main_process()
+    is_new = checkpoint is None and is_main_process()
     if is_new and (target := checkpoints.set_aside(config.output_dir)):
         say(f"an earlier run's checkpoints were moved to {target}")
     PartialState().wait_for_everyone()
 
 
 def say(text: str) -> None:
-    if build.is_main_process():
+    if is_main_process():
         print(text, flush=True)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ovis25.data.schema import SampleError
 from ovis25.data.visual_cache import CachedVisuals, VisualCache
 from ovis25.data.visual_inputs import Patches, SampleKeys, Unit
 from ovis25.model import Ovis2_5
+from ovis25.training import deepspeed
 from ovis25.training.build import Precision
 from ovis25.training.config import ConfigError, TrainConfig
 from ovis25.training.memory import format_bytes
@@ -119,7 +119,7 @@ def _whole_vision(trainer: OvisTraining, model: Ovis2_5) -> Iterator[None]:
         modules.to(trainer.args.device, settings.dtype())
         yield
         return
-    with importlib.import_module("deepspeed").zero.GatheredParameters(list(modules.parameters())):
+    with deepspeed.gathered(modules.parameters()):
         yield
 
 
