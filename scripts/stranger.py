@@ -19,7 +19,7 @@ from stranger_wrong_uses import WRONG_USES, Place, WrongUse
 
 PAGES = ("README.md", "src_theo/README.md", "docs/inference.md", "docs/several_machines.md", "CONTRIBUTING.md")
 # what of the documented things the short form types
-_SHORT = r"^(bash|\./)\S*train_launch_lora\S* .*tiny_lora|merge_lora.*tiny_lora"
+_SHORT = r"train_launch_lora\S* .*tiny_lora|merge_lora.*tiny_lora"
 # what a wrong use may print: its one line, and the usage of a launcher or the plan of a run
 _MAX_LINES = 60
 
@@ -36,7 +36,8 @@ class Rule:
     codes: tuple[int, ...] = (0,)
 
 
-_CUT = "--max_steps 2"
+# the pages show several runs into one folder
+_CUT = "--max_steps 2 --overwrite_output_dir true"
 _ON_TINY = f"--model_path tiny {_CUT}"
 # the first that matches counts; a documented command without a rule is an error, so that none goes untried
 RULES = (
@@ -59,7 +60,7 @@ RULES = (
     Rule(r"ovis25 infer .*--requests", expect="answered"),
     Rule(r"ovis25 infer", suffix="--max_new_tokens 8"),
     Rule(r"ovis25 --?\w+|ovis25 \w+ --help", expect=""),
-    Rule(r"^source |^cd |^pip |^hf ", reason="prepares the shell"),
+    Rule(r"^source |^pip |^hf ", reason="prepares the shell"),
 )
 
 
@@ -71,22 +72,37 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def documented(clone: Path) -> list[tuple[str, str, str]]:
-    """(page, language, text) of what the pages show: shell lines one by one, and all Python of a page as one script,
+@dataclass
+class Typed:
+    """What a page shows: a shell line, or all of its Python; `folder` is where one is by then, from the clone."""
+
+    page: str
+    language: str
+    text: str
+    folder: str
+
+
+def documented(clone: Path) -> list[Typed]:
+    """What the pages show: shell lines one by one, following `cd` within a block; all Python of a page as one script,
     because later blocks use the names of earlier ones.
     """
     found = []
     for page in PAGES:
+        home = "src_theo" if page.startswith("src_theo") else "."
         snippets = []
         for language, block in re.findall(r"```(bash|python)\n(.*?)```", (clone / page).read_text("utf-8"), re.DOTALL):
             if language == "python":
                 snippets.append(block)
                 continue
-            joined = re.sub(r"\\\n\s*", " ", block)
-            lines = (re.sub(r"\s+# .*$", "", line).strip() for line in joined.splitlines())
-            found += [(page, language, line) for line in lines if line and not line.startswith("#")]
+            folder = home
+            for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+                text = re.sub(r"\s+# .*$", "", line).strip()
+                if text.startswith("cd "):
+                    folder = f"{folder}/{text[3:]}"
+                elif text and not text.startswith("#"):
+                    found.append(Typed(page, language, text, folder))
         if snippets:
-            found.append((page, "python", "\n".join(snippets)))
+            found.append(Typed(page, "python", "\n".join(snippets), home))
     return found
 
 
@@ -128,17 +144,17 @@ def _wait(process: subprocess.Popen, output, deadline: float, interrupt_at: str 
     return process.returncode
 
 
-def try_documented(page: str, language: str, text: str, clone: Path) -> Outcome | str:
+def try_documented(shown: Typed, clone: Path) -> Outcome | str:
     """The outcome, or why it is not tried."""
-    folder = clone / "src_theo" if page.startswith("src_theo") else clone
-    if language == "python":
-        return judge(type_in(f"python - <<'END_OF_SNIPPET'\n{text}\nEND_OF_SNIPPET", folder), (0,), "")
-    rule = next((rule for rule in RULES if re.search(rule.pattern, text)), None)
+    folder = clone / shown.folder
+    if shown.language == "python":
+        return judge(type_in(f"python - <<'END_OF_SNIPPET'\n{shown.text}\nEND_OF_SNIPPET", folder), (0,), "")
+    rule = next((rule for rule in RULES if re.search(rule.pattern, shown.text)), None)
     if rule is None:
         return Outcome(None, "", 0.0, ["no rule in scripts/stranger.py says how to try it"])
     if rule.reason:
         return rule.reason
-    return judge(type_in(f"{text} {rule.suffix}".strip(), folder, rule.stdin), rule.codes, rule.expect)
+    return judge(type_in(f"{shown.text} {rule.suffix}".strip(), folder, rule.stdin), rule.codes, rule.expect)
 
 
 def try_wrong(use: WrongUse, place: Place) -> Outcome:
@@ -168,10 +184,11 @@ def judge(outcome: Outcome, codes: tuple[int, ...], says: str) -> Outcome:
 
 def tries(clone: Path, is_short: bool, pattern: str) -> Iterator[tuple[str, Outcome | str]]:
     """(what is tried, how it went), documented things first."""
-    for page, language, text in documented(clone):
-        is_wanted = re.search(pattern, text) and (not is_short or re.search(_SHORT, text))
-        if is_wanted:
-            yield f"{page}: {text.splitlines()[0]}", try_documented(page, language, text, clone)
+    # a file that docs/inference.md speaks of
+    (clone / "requests.jsonl").write_text('{"prompt": "Hello"}\n{"prompt": "What is 3+4?", "max_new_tokens": 8}\n')
+    for shown in documented(clone):
+        if re.search(pattern, shown.text) and (not is_short or re.search(_SHORT, shown.text)):
+            yield f"{shown.page}: {shown.text.splitlines()[0]}", try_documented(shown, clone)
     with tempfile.TemporaryDirectory(prefix="stranger ä ") as work:
         place = Place(clone, Path(work), type_in)
         for use in WRONG_USES:

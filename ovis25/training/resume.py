@@ -11,7 +11,8 @@ from ovis25.data import ConversationDataset, datainfo
 from ovis25.data.digits import SOURCE_PREFIXES
 from ovis25.files import read_json_object, resolve_input
 from ovis25.training import checkpoints
-from ovis25.training.config import ConfigError, TrainConfig
+from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.config.trainer_keys import default_of
 
 _SHORT = 12
 # a run may be continued with other values of these
@@ -228,14 +229,23 @@ def check_same_run(config: TrainConfig) -> None:
         return
     now = json.loads(json.dumps(config.to_dict()))
     differing = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        f"  {name}: {_setting(before, name)!r} there, {_setting(now, name)!r} now"
         for name in sorted(before.keys() | now.keys())
-        if name not in _HARMLESS and before.get(name) != now.get(name)
+        if name not in _HARMLESS and _setting(before, name) != _setting(now, name)
     ]
     if differing:
         raise ConfigError(
             f"{config.output_dir} holds a run with other settings:\n" + "\n".join(differing) + f"\n{_WAYS_OUT}"
         )
+
+
+def _setting(settings: dict, name: str):
+    """The value that a run takes; what is not set is the default, also of a key that is younger than the record."""
+    if settings.get(name) is not None:
+        return settings[name]
+    if name in OWN_KEYS:
+        return OWN_KEYS[name].default
+    return default_of(name) if name in TRAINER_KEYS else None
 
 
 def check_can_go_on(checkpoint: Path) -> None:
