@@ -12,9 +12,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer (a folder, or a file beside them) and the layers it may import. CONTRIBUTING.md explains the table.
 LOWEST = {
-    "checkpoint", "constants", "errors", "files", "options", "ranks", "reduced", "text", "tokenizer_files", "weights",
+    "checkpoint", "compat", "constants", "errors", "files", "options", "ranks", "reduced", "text", "tokenizer_files",
+    "weights",
 }  # fmt: skip
 LAYERS = {
+    "compat": set(),
     "constants": set(),
     "errors": set(),
     "ranks": set(),
@@ -166,6 +168,47 @@ def test_an_optional_dependency_has_one_owner(package):
 def test_the_package_needs_neither_flash_attention_nor_torchvision():
     for file in FILES:
         assert not {module.split(".")[0] for module, _ in imports(file)} & set(FORBIDDEN), relative(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_private_names_of_dependencies_stand_in_compat_alone(file):
+    if relative(file) == "compat.py":
+        return
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    foreign = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in OWN_NAMES
+    ]
+    foreign += [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and any(map(is_private, (*node.module.split("."), *(alias.name for alias in node.names))))
+    ]
+    assert not foreign, f"{relative(file)}: what must stay goes through ovis25/compat.py: {foreign}"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
+
+
+def own_names() -> set[str]:
+    """Private names that the package itself gives: functions, classes, attributes that it sets."""
+    found = set()
+    for node in (node for file in FILES for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return found
+
+
+# the public methods of named tuples begin so; the pad token goes with `inference/decoding.py`
+DOCUMENTED = {"_replace", "_pad_token_tensor"}
+OWN_NAMES = own_names()
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

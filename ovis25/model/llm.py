@@ -1,7 +1,7 @@
 """transformers' Qwen3 with our output layer and its element-wise parts fused; names, weights and caches are Qwen3's."""
 
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
@@ -10,6 +10,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
     eager_attention_forward,
 )
 
+from ovis25.compat import attention_of
 from ovis25.model.fused import rms_norm, rotate, swiglu
 from ovis25.model.loss import LmHead
 from ovis25.model.recompute import keeping_inputs
@@ -39,7 +40,7 @@ class Attention(Qwen3Attention):
         query, key, value = (x.transpose(1, 2) for x in (query_BTAC, key_BTKC, value_BTKC))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention_forward)
         output, weights = attend(
             self, query, key, value, attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
@@ -56,7 +57,7 @@ def build_llm(config: Qwen3Config) -> Qwen3ForCausalLM:
 
     Its modules change class in place: they keep their names, weights and everything else that transformers gave them.
     """
-    llm = Qwen3ForCausalLM._from_config(config)
+    llm = AutoModelForCausalLM.from_config(config)
     for module in llm.modules():
         if type(module) in _OURS:
             module.__class__ = _OURS[type(module)]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.integrations import unset_hf_deepspeed_config
 
+from ovis25.compat import restore_callbacks
 from ovis25.errors import UserError
 from ovis25.model import Ovis2_5
 from ovis25.training import checkpoints
@@ -52,7 +53,7 @@ def save_ended(trainer: OvisTraining, checkpoint: Path) -> None:
         ConfigError: the best checkpoint is gone or damaged, or a checkpoint has no whole weights.
     """
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    trainer._load_callback_state()
+    restore_callbacks(trainer)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     # beside this one, wherever the run's folder has moved to
     source = checkpoint.parent / Path(best).name if best else checkpoint
@@ -64,7 +65,7 @@ def save_ended(trainer: OvisTraining, checkpoint: Path) -> None:
         weights = {}
         for file in sorted(source.glob("model*.safetensors")):
             weights |= load_file(file)
-        trainer._save(trainer.args.output_dir, weights)
+        trainer.save_weights(trainer.args.output_dir, weights)
     else:
         _copy_final_files(source, Path(trainer.args.output_dir))
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from ovis25.compat import drive_one_device
 from ovis25.data import ConversationDataset, DataError
 from ovis25.data.collator import Collator, PackedCollator
 from ovis25.data.packed import PackedDataset
@@ -107,7 +108,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     precision = build.choose_precision(config)
     arguments = build.training_arguments(config, precision, steps)
     # one process drives one device
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    drive_one_device(arguments)
     check_policy(config.on_nonfinite, arguments)
     checkpoint = start.checkpoint
     is_ended = checkpoint is not None and finish.is_over(checkpoint, steps.total)
