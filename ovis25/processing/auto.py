@@ -35,6 +35,8 @@ def _is_released_layout(name_or_path, kwargs: dict) -> bool:
         file = cached_file(name_or_path, "config.json", **hub_arguments(kwargs))
     except OSError:
         # AutoProcessor says what is wrong
+        file = None
+    if file is None:
         return False
     config = json.loads(Path(file).read_text(encoding="utf-8"))
     return config.get("model_type") == MODEL_TYPE and "llm_config" in config
