@@ -1,5 +1,6 @@
 """The command line itself: quick to answer, one frame of errors around every command, one grammar of options."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from ovis25.cli.errors import exit_code_of
 from ovis25.data import DataError
 from ovis25.inference import RequestError
 from ovis25.options import read_options
+from ovis25.training import finish
 from ovis25.training.config import ConfigError
 from ovis25.training.finish import FinishError
 
@@ -126,3 +128,11 @@ def test_options_have_one_grammar():
     for wrong in (["a"], ["--"], ["--a"], ["--a="], ["--a", "--b", "1"], ["--a", "1", "--a=2"], ["--a", "9" * 5000]):
         with pytest.raises(RequestError):
             read_options(wrong, RequestError)
+
+
+def test_without_matplotlib_a_run_ends_well_and_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    finish.draw(None, str(tmp_path), {})
+    assert "note: no loss_curve.png" in (told := capsys.readouterr().err) and "pip install 'ovis25[report]'" in told
+    assert not list(tmp_path.iterdir())

@@ -137,6 +137,15 @@ def test_the_embedded_model_is_known_to_loading_alone_and_knows_the_digits_alone
             assert not [module for module in modules if module.startswith("ovis25.tiny")], relative(file)
 
 
+def test_plotting_is_loaded_only_when_curves_are_drawn():
+    for file in FILES:
+        eager = [module for module, node in imports(file) if not isinstance(node, ast.Call)]
+        if layer_of(file) != "reports":
+            assert not [module for module in eager if module.startswith(("ovis25.reports", "matplotlib"))], relative(
+                file
+            )
+
+
 def test_no_two_files_import_each_other():
     """Not over third ones either; what is imported for type checkers counts."""
     files = {module_of(file): file for file in FILES}
