@@ -19,7 +19,7 @@ from PIL import Image
 from train_step import quarter_config
 
 from ovis25 import Ovis2_5, Ovis2_5Processor, Ovis25Inference
-from ovis25.tiny.build import resolve_model_path
+from ovis25.loading import resolve_model_path
 
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
 BUDGET, ANSWER, BATCH = 8, 8, 8

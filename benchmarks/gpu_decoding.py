@@ -13,7 +13,7 @@ from gpu_training import build_model
 from PIL import Image
 
 from ovis25 import Ovis2_5Processor, Ovis25Inference
-from ovis25.tiny.build import resolve_model_path
+from ovis25.loading import resolve_model_path
 
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
 STATIC = {"cache_implementation": "static"}

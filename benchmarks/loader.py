@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ovis25 import Ovis2_5Processor
 from ovis25.data import Collator, ConversationDataset
-from ovis25.tiny.build import resolve_model_path
+from ovis25.loading import resolve_model_path
 
 SIZES = ((480, 640), (896, 896), (1080, 1920))
 

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from ovis25 import Ovis2_5
 from ovis25.checkpoint import copy_side_files
-from ovis25.tiny.build import resolve_model_path
+from ovis25.loading import resolve_model_path
 from ovis25.training import released
 from ovis25.training.checkpoints import find_checkpoints, read_state
 from ovis25.training.config import load_config

@@ -11,6 +11,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from ovis25.errors import UserError
 from ovis25.files import read_json_object
 
 PROCESSOR_CONFIG_NAME = "processor_config.json"
@@ -30,7 +31,7 @@ _LFS_POINTER = b"version https://git-lfs"
 _UNFINISHED = ("*.incomplete", "*.part", "*.crdownload", "*.aria2")
 
 
-class CheckpointError(FileNotFoundError, ValueError):
+class CheckpointError(UserError, FileNotFoundError, ValueError):
     """A model's folder that cannot be used as it is: which file, what is wrong with it, how to get it. One line."""
 
 

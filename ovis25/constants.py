@@ -28,6 +28,37 @@ TOOL_CALL_BEGIN, TOOL_CALL_END = "<tool_call>", "</tool_call>"
 TOOL_RESPONSE_BEGIN, TOOL_RESPONSE_END = "<tool_response>", "</tool_response>"
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
+PAD_TOKEN = "<|endoftext|>"
+# The released added tokens in the order of their ids (there 151643..151668), and whether each is special.
+ADDED_TOKENS = {
+    PAD_TOKEN: True,
+    TURN_BEGIN: True,
+    TURN_END: True,
+    "<|object_ref_start|>": True,
+    "<|object_ref_end|>": True,
+    "<|box_start|>": True,
+    "<|box_end|>": True,
+    "<|quad_start|>": True,
+    "<|quad_end|>": True,
+    "<|vision_start|>": True,
+    "<|vision_end|>": True,
+    "<|vision_pad|>": True,
+    "<|image_pad|>": True,
+    "<|video_pad|>": True,
+    "<tool_call>": False,
+    "</tool_call>": False,
+    "<|fim_prefix|>": False,
+    "<|fim_middle|>": False,
+    "<|fim_suffix|>": False,
+    "<|fim_pad|>": False,
+    "<|repo_name|>": False,
+    "<|file_sep|>": False,
+    "<tool_response>": False,
+    "</tool_response>": False,
+    "<think>": False,
+    "</think>": False,
+}
+
 # Pixel budgets (min, max) per kind of visual input, and the factor every resized side is a multiple of.
 SINGLE_IMAGE_PIXELS = (448 * 448, 1792 * 1792)
 MULTIPLE_IMAGE_PIXELS = (448 * 448, 896 * 896)

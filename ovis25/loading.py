@@ -7,8 +7,11 @@ from ovis25.checkpoint import CheckpointError, resolve_checkpoint
 from ovis25.model.adapter import ADAPTER_CONFIG_NAME, adapter_base, check_adapter
 from ovis25.model.adapter import check_base as check_adapter_base
 from ovis25.model.folder import check_folder
-from ovis25.tiny.build import resolve_model_path
+from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tokenizer_files import CONFIG_NAME, check_tokenizer
+
+# for whoever may not know the embedded model: its name, and the folder behind a name
+__all__ = ["TINY_NAME", "ModelFolders", "find_model", "resolve_model_path"]
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ The base is read tensor by tensor and written shard by shard, so that no whole m
 import ctypes
 import gc
 import json
-import random
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -26,7 +27,6 @@ from ovis25.model.adapter import ADAPTER_CONFIG_NAME, AdapterOnShapes, load_adap
 from ovis25.model.ovis import weight_shapes
 from ovis25.processing import Ovis2_5Processor
 from ovis25.text import shorten
-from ovis25.tiny.strips import READING_PROMPT, make_strip
 from ovis25.weights import INDEX_NAME, StoredTensor, stored_weights
 
 # relative error of the logits that rounding explains, by the merged weights' dtype
@@ -35,6 +35,8 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # of the weights' size in float32, for the adapter and the activations of one picture
 _ROOM, _ROOM_BYTES = 1.1, 500_000_000
+# what is asked in the check, of a picture of this height and twice the width in pixels
+_QUESTION, _SIDE = "What is shown?", 64
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -57,7 +59,7 @@ class MergeReport:
         dtype, compared_in = (str(kind).removeprefix("torch.") for kind in (self.dtype, self.compared_in))
         return (
             f"merged into {self.output_path} ({dtype}, {self.num_files} files)\n"
-            f"  logits on a picture of digits: relative error {self.relative_error:.1e} "
+            f"  logits on a generated picture: relative error {self.relative_error:.1e} "
             f"(at most {TOLERANCES[self.dtype]:g} for {dtype}), largest difference {self.largest_difference:.1e}, "
             f"computed in {compared_in}\n"
             f"  most likely next token: {'the same' if self.same_first_token else 'another one (a near tie)'}\n"
@@ -229,7 +231,7 @@ def available_memory() -> int:
 
 
 def _prompts(processor: Ovis2_5Processor) -> list[str]:
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": READING_PROMPT}]}
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _QUESTION}]}
     return [
         processor.apply_chat_template([message], add_generation_prompt=True, enable_thinking=thinking)
         for thinking in (False, True)
@@ -237,8 +239,14 @@ def _prompts(processor: Ovis2_5Processor) -> list[str]:
 
 
 def _logits(model: Ovis2_5, processor: Ovis2_5Processor) -> torch.Tensor:
-    strip = make_strip(random.Random(0), "test", num_digits=3)
-    return model(**processor(strip.image, _prompts(processor)[0])).logits[0].float()
+    return model(**processor(_picture(), _prompts(processor)[0])).logits[0].float()
+
+
+def _picture() -> Image.Image:
+    """Slopes of grey and coloured stripes of several widths: something in every patch, the same everywhere."""
+    rows, columns = np.mgrid[:_SIDE, : 2 * _SIDE]
+    channels = (2 * rows + columns, rows * columns // 16, (columns ^ rows) * 3)
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
 def _verify(

@@ -14,7 +14,7 @@ import importlib.util, pathlib, sys
 spec = importlib.util.find_spec("ovis25")
 home = pathlib.Path(spec.origin).resolve()
 ours = pathlib.Path(sys.argv[1]).resolve() in home.parents or "site-packages" in home.parts
-needs = ("torch", "transformers", "accelerate", "peft", "safetensors", "av", "rich", "matplotlib", "sklearn", "pytest", "xdist", "ruff")
+needs = ("torch", "transformers", "accelerate", "peft", "safetensors", "av", "rich", "matplotlib", "pytest", "xdist", "ruff")
 sys.exit(not (ours and all(importlib.util.find_spec(name) for name in needs)))
 PY
 }
@@ -64,7 +64,7 @@ install() {
   echo "  $1" >&2
   "$python" -m pip install -q --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$2]" >&2
 }
-install "torch, transformers and the tests' tools" test ||
+install "torch, transformers, the curves' plotting and the tests' tools" test,report ||
   fail "the packages could not be installed (see above): is the package index reachable, and the disk not full? The same command goes on"
 # optional: ZeRO and the trl recipe need them, everything else does not
 for extra in deepspeed trl; do

@@ -4,6 +4,7 @@ import functools
 import sys
 
 from ovis25 import cli
+from ovis25.cli import exam
 
-cli.run_exam = functools.partial(cli.run_exam, num_per_kind=1)
+exam.run_exam = functools.partial(exam.run_exam, num_per_kind=1)
 sys.exit(cli.train_main())

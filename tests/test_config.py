@@ -1,5 +1,6 @@
 """The training config: keys, types, old names, overrides, paths; each message says what to do."""
 
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from ovis25.cli import main
 from ovis25.files import REPOSITORY_ROOT, resolve_input
 from ovis25.training.config import OWN_KEYS, ConfigError, load_config, parse_overrides
+
+# the same bytes in every process: tests are named after them
+zipped = functools.partial(gzip.compress, mtime=0)
 
 
 @pytest.fixture
@@ -184,7 +188,7 @@ def test_missing_required_keys_are_named(tmp_path):
         ("{}".encode("utf-16"), "it looks like UTF-16; save it as UTF-8"),
         ("{}".encode("utf-16-le"), "it holds null bytes"),
         ('{"output_dir": "ö"}'.encode("latin-1"), "byte 16 is no UTF-8"),
-        (gzip.compress(b"{}"), "a gzip file; unpack it"),
+        (zipped(b"{}"), "a gzip file; unpack it"),
         ("<!DOCTYPE html>", "a web page"),
         ('// mine\n{"seed": 1}', "line 1 has a comment"),
         ('{"seed": 1} # mine', "is no valid JSON"),

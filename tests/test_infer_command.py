@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ovis25 import Ovis25Inference, cli
-from ovis25.inference.terminal import run_chat
+from ovis25.cli import models
+from ovis25.cli.terminal import run_chat
 from ovis25.text import escape_controls
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ SHORT = ["--max_new_tokens", "4", "--temperature", "0"]
 def engine(tiny_folder, monkeypatch) -> Ovis25Inference:
     """Loaded once for the commands of a test."""
     engine = Ovis25Inference(tiny_folder)
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments, **options: engine)
+    monkeypatch.setattr(models, "Ovis25Inference", lambda *arguments, **options: engine)
     return engine
 
 

@@ -12,42 +12,39 @@ PACKAGE = Path(ovis25.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer (a folder, or a file beside them) and the layers it may import. CONTRIBUTING.md explains the table.
-LOWEST = {"constants", "checkpoint", "files", "reduced", "signatures", "text", "tokenizer_files", "weights"}
+LOWEST = {
+    "checkpoint", "compat", "constants", "errors", "files", "options", "ranks", "reduced", "signatures", "text",
+    "tokenizer_files", "weights",
+}  # fmt: skip
 LAYERS = {
+    "compat": set(),
     "constants": set(),
-    "text": set(),
-    "command_line": {"text"},
+    "errors": set(),
+    "ranks": set(),
     "reduced": set(),
     "signatures": set(),
+    "text": set(),
+    "options": {"text"},
     "files": {"constants", "text"},
-    "checkpoint": {"constants", "files", "text"},
+    "checkpoint": {"constants", "errors", "files", "text"},
     "weights": {"checkpoint"},
     "tokenizer_files": {"checkpoint", "constants"},
+    "reports": set(),
     "processing": LOWEST,
     "model": LOWEST,
     "tools": LOWEST,
     "data": {*LOWEST, "processing", "tools"},
-    "tiny": {*LOWEST, "model", "processing"},
-    "training": {*LOWEST, "data", "model", "processing", "tiny", "tools"},
+    "evaluate": {*LOWEST, "data"},
+    "tiny": {*LOWEST, "data", "model", "processing"},
     "loading": {*LOWEST, "model", "processing", "tiny"},
-    "inference": {*LOWEST, "loading", "model", "processing", "tiny", "tools"},
-    "merge": {*LOWEST, "loading", "model", "processing", "tiny"},
-    "cli": {
-        *LOWEST,
-        "__init__",
-        "command_line",
-        "data",
-        "inference",
-        "merge",
-        "model",
-        "processing",
-        "tiny",
-        "tools",
-        "training",
-    },
-    # the door `from ovis25 import ...`, which registers with transformers too
-    "__init__": {"inference", "model", "processing"},
-    "__main__": {"cli"},
+    "inference": {*LOWEST, "loading", "model", "processing", "tools"},
+    "merge": {*LOWEST, "loading", "model", "processing"},
+    "training": {*LOWEST, "data", "loading", "model", "processing", "reports", "tools"},
+    "cli": {*LOWEST, "__init__", "data", "evaluate", "inference", "merge", "processing", "tools", "training"},
+    "registration": {"model", "processing"},
+    "auto_hook": {"registration"},
+    # the door `from ovis25 import ...`
+    "__init__": {"auto_hook", "inference", "model", "processing"},
 }
 OPTIONAL = ("av", "bitsandbytes", "deepspeed", "matplotlib", "peft", "trl")
 # What the package does without.
@@ -59,8 +56,9 @@ def is_layer(name: str) -> bool:
 
 
 def imports(file: Path) -> list[tuple[str, ast.stmt]]:
-    """Every module that a file imports, with the statement; `from ovis25 import model` counts as `ovis25.model`,
-    `from ovis25 import __version__` as `ovis25.__init__`.
+    """Every module that a file imports, and where; what `import_module` gets is one too.
+
+    `from ovis25 import model` counts as `ovis25.model`, `from ovis25 import __version__` as `ovis25.__init__`.
     """
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -74,11 +72,16 @@ def imports(file: Path) -> list[tuple[str, ast.stmt]]:
                 ]
             else:
                 found.append((node.module, node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [(name, node) for name in _named(node.args[0])]
     return found
 
 
-MODULES = {".".join(("ovis25", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
-           for file in FILES}  # fmt: skip
+def module_of(file: Path) -> str:
+    return ".".join(("ovis25", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_of(file): file for file in FILES}
 # the only circle that may stand, until it is gone: (module, what it must not import)
 CIRCLES = {("ovis25.inference.engine", "ovis25.inference.chat")}
 
@@ -106,6 +109,13 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
     except graphlib.CycleError as error:
         return error.args[1]
     return []
+
+
+def _named(argument: ast.expr) -> list[str]:
+    """What `import_module` gets where that stands there: a text, or one that begins with a package of ours."""
+    if isinstance(argument, ast.JoinedStr):
+        argument = argument.values[0]
+    return [argument.value] if isinstance(argument, ast.Constant) else []
 
 
 def layer_of(file: Path) -> str:
@@ -156,6 +166,25 @@ def test_data_has_short_files_and_functions(file):
             assert node.end_lineno - node.lineno < 60, f"{relative(file)}:{node.lineno}: {node.name} is too long"
 
 
+def test_the_embedded_model_is_known_to_loading_alone_and_knows_the_digits_alone():
+    for file in FILES:
+        modules = [module for module, _ in imports(file)]
+        if layer_of(file) == "tiny":
+            data = [module for module in modules if module.startswith("ovis25.data")]
+            assert all(module.startswith("ovis25.data.digits") for module in data), relative(file)
+        elif relative(file) != "loading.py":
+            assert not [module for module in modules if module.startswith("ovis25.tiny")], relative(file)
+
+
+def test_plotting_is_loaded_only_when_curves_are_drawn():
+    for file in FILES:
+        eager = [module for module, node in imports(file) if not isinstance(node, ast.Call)]
+        if layer_of(file) != "reports":
+            assert not [module for module in eager if module.startswith(("ovis25.reports", "matplotlib"))], relative(
+                file
+            )
+
+
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_no_import_stands_inside_a_function(file):
     for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -173,6 +202,47 @@ def test_an_optional_dependency_has_one_owner(package):
 def test_the_package_needs_neither_flash_attention_nor_torchvision():
     for file in FILES:
         assert not {module.split(".")[0] for module, _ in imports(file)} & set(FORBIDDEN), relative(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_private_names_of_dependencies_stand_in_compat_alone(file):
+    if relative(file) == "compat.py":
+        return
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    foreign = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in OWN_NAMES
+    ]
+    foreign += [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and any(map(is_private, (*node.module.split("."), *(alias.name for alias in node.names))))
+    ]
+    assert not foreign, f"{relative(file)}: what must stay goes through ovis25/compat.py: {foreign}"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
+
+
+def own_names() -> set[str]:
+    """Private names that the package itself gives: functions, classes, attributes that it sets."""
+    found = set()
+    for node in (node for file in FILES for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return found
+
+
+# the public methods of named tuples begin so; the pad token goes with `inference/decoding.py`
+DOCUMENTED = {"_replace", "_pad_token_tensor"}
+OWN_NAMES = own_names()
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

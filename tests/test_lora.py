@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from ovis25 import Ovis2_5, Ovis25Inference, merge
 from ovis25.cli import main
+from ovis25.data.digits import make_strip
+from ovis25.data.digits.kinds import READING_PROMPT
 from ovis25.merge import merge_adapter
 from ovis25.model.adapter import AdapterSettings, add_adapter, target_layers
-from ovis25.tiny.strips import READING_PROMPT, make_strip
 from ovis25.training.config import ConfigError, load_config
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
-from ovis25 import cli
 from ovis25.checkpoint import sampled_digest
+from ovis25.cli import train as train_command
 from ovis25.cli import train_main
 from ovis25.training import checkpoints, finish, resume
 from ovis25.training.checkpoints import damage_of, find_checkpoints, read_mark, rotate
@@ -545,7 +545,7 @@ def test_a_failing_exam_says_that_the_model_is_saved(own, tmp_path, monkeypatch,
     def fails(*arguments):
         raise KeyError("answers")
 
-    monkeypatch.setattr(cli, "hold_exam", fails)
+    monkeypatch.setattr(train_command, "hold_exam", fails)
     config = own(data_path="tiny:train:8", exam=True, max_steps=1, multimodal_max_length=512)
     assert train_main([str(config)]) == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import functools
 import gzip
 import io
 import json
@@ -25,6 +26,9 @@ from ovis25.files import REPOSITORY_ROOT
 from ovis25.processing.chat import tokenize, tool_responses, training_text
 from ovis25.tools import Toolbox, ToolError
 from ovis25.training.plan import _describe_notable
+
+# the same bytes in every process: tests are named after them
+zipped = functools.partial(gzip.compress, mtime=0)
 
 SAMPLE_DATA = REPOSITORY_ROOT / "src_theo" / "sample_data"
 SMALL = {
@@ -430,13 +434,13 @@ AS_LIST, AS_LINES = json.dumps(ROWS, ensure_ascii=False), "\n".join(json.dumps(r
         ("a.JSONL", AS_LINES.replace("\n", "\r\n").encode()),
         ("a.ndjson", AS_LINES.encode()),
         ("a", json.dumps(ROWS, indent=2).encode()),
-        ("a.json.gz", gzip.compress(AS_LIST.encode())),
-        ("a.jsonl", gzip.compress(AS_LINES.encode())),
+        ("a.json.gz", zipped(AS_LIST.encode())),
+        ("a.jsonl", zipped(AS_LINES.encode())),
         ("a.json", AS_LIST.encode("utf-16")),
         ("a.jsonl", AS_LINES.encode("utf-16")),
         ("a.jsonl", AS_LINES.encode("utf-32")),
         ("a.jsonl", AS_LINES.encode("utf-8-sig")),
-        ("a.jsonl.GZ", gzip.compress(AS_LINES.encode("utf-16"))),
+        ("a.jsonl.GZ", zipped(AS_LINES.encode("utf-16"))),
         ("a.jsonl", AS_LINES.replace('"id": ', '"id": "\u00e9", "id": ').encode()),
     ],
 )
@@ -459,8 +463,8 @@ def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name, content):
         ("a.json", b"a.json".ljust(257, b"\0") + b"ustar", "it looks like a tar archive"),
         ("a.json", b"GIF89a", "a GIF picture"),
         ("a.json", b"\0\0\0\x18ftypmp42", r"a video .MP4."),
-        ("a.json", gzip.compress(gzip.compress(b"[]")), "compressed with gzip"),
-        ("a.json", gzip.compress(b" " * 40_000_000), "unpacks to more than 200 times as many"),
+        ("a.json", zipped(zipped(b"[]")), "compressed with gzip"),
+        ("a.json", zipped(b" " * 40_000_000), "unpacks to more than 200 times as many"),
         ("a.jsonl", b"\n \n", "holds no sample"),
         ("a.json", "图片里有什么？这是一只狗。".encode("gbk"), "looks like GBK; change it: iconv -f GBK"),
         ("a.json", '[{"a": "café très élégant"}]'.encode("latin-1"), "is not UTF-8 text: .*looks like CP1252"),
@@ -474,7 +478,7 @@ def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name, content):
         ("a.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         ("a.json", b"<html><body>404</body></html>", "XML or HTML"),
         ("a.json", b"samples:\n  - a\n", "line 1, column 1: no valid JSON: it begins with 'samples:'"),
-        ("a.json", gzip.compress(AS_LIST.encode())[:40], "compressed with gzip, and broken"),
+        ("a.json", zipped(AS_LIST.encode())[:40], "compressed with gzip, and broken"),
         ("a.parquet", b"PAR1 cut", "is a Parquet file that cannot be read"),
         ("a.json", b'{"data": [{"a": 1}]}', "holds a dict; it must be a list of samples; its key 'data' holds one"),
         ("a.json", b"[" * 100_000, "nested too deep|no valid JSON"),

@@ -8,7 +8,8 @@ from conftest import Scripted
 from PIL import Image
 
 from ovis25 import Ovis25Inference, cli
-from ovis25.inference.terminal import run_chat, speak_utf8
+from ovis25.cli import models
+from ovis25.cli.terminal import run_chat, speak_utf8
 from ovis25.processing.chat import tokenize
 from ovis25.text import escape_controls
 
@@ -96,7 +97,7 @@ def test_bytes_that_are_no_text_do_not_end_the_chat(talk):
 
 
 def test_piped_latin_1_is_told(engine, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments, **options: engine)
+    monkeypatch.setattr(models, "Ovis25Inference", lambda *arguments, **options: engine)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nHello\n"), encoding="utf-8"))
     assert cli.main(["chat", "tiny", "--max_new_tokens", "2"]) == 0
     assert "was not sent" in capsys.readouterr().out
@@ -105,7 +106,7 @@ def test_piped_latin_1_is_told(engine, monkeypatch, capsys):
 
 
 def test_controls_of_a_reply_are_shown(engine, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments, **options: engine)
+    monkeypatch.setattr(models, "Ovis25Inference", lambda *arguments, **options: engine)
     ids = tokenize(engine.processor.tokenizer, f"<think>{EVIL}</think>\n\n{EVIL}<|im_end|>", [])[0]
     stream = engine.stream
     monkeypatch.setattr(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from ovis25.cli import hold_exam
+from ovis25.cli.exam import hold_exam
 from ovis25.constants import IMAGE_PLACEHOLDER
 from ovis25.data import ConversationDataset
+from ovis25.data.digits import CROP_KINDS, parse_source, questions
+from ovis25.evaluate import digits as exam
+from ovis25.evaluate.digits import run_exam
 from ovis25.processing import Ovis2_5Processor
-from ovis25.tiny import exam
-from ovis25.tiny.exam import run_exam
-from ovis25.tiny.strips import CROP_KINDS, parse_source, questions
 from ovis25.tools import toolbox
 
 CONFIG = Path(__file__).parents[1] / "src_theo" / "train_config_tiny_crop.json"

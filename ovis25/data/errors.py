@@ -3,6 +3,7 @@
 import enum
 import re
 
+from ovis25.errors import UserError
 from ovis25.text import shorten
 
 # how a DataLoader hands on what a worker raised: the worker's whole stack, with the message at its end
@@ -11,7 +12,7 @@ _FROM_WORKER = re.compile(
 )
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be trained on; the message lists what is wrong, where, and the cure.
 
     One raised in a DataLoader's worker has the same message as one raised without workers.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ovis25.errors import UserError
 from ovis25.text import lone_surrogate, shorten
 
 _LARGEST_SHOWN = 10**30
@@ -16,7 +17,7 @@ _CONTAINERS.maxlevel = _CONTAINERS.maxlist = _CONTAINERS.maxtuple = _CONTAINERS.
 _CONTAINERS.maxother = 40
 
 
-class RequestError(ValueError):
+class RequestError(UserError, ValueError):
     """A request that cannot be answered as it stands: says which argument is wrong, and why."""
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
@@ -12,6 +12,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
     eager_attention_forward,
 )
 
+from ovis25.compat import attention_of
 from ovis25.model.fused import rms_norm, rotate, swiglu
 from ovis25.model.loss import LmHead
 from ovis25.model.recompute import keeping_inputs
@@ -41,7 +42,7 @@ class Attention(Qwen3Attention):
         query, key, value = (x.transpose(1, 2) for x in (query_BTAC, key_BTKC, value_BTKC))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention_forward)
         output, weights = attend(
             self, query, key, value, attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
@@ -60,7 +61,7 @@ def build_llm(config: Qwen3Config) -> Qwen3ForCausalLM:
     """
     # under ZeRO-3, transformers would shard and initialise even what is only to show its shapes
     is_for_shapes = is_deepspeed_zero3_enabled() and torch.get_default_device().type == "meta"
-    llm = Qwen3ForCausalLM(config) if is_for_shapes else Qwen3ForCausalLM._from_config(config)
+    llm = Qwen3ForCausalLM(config) if is_for_shapes else AutoModelForCausalLM.from_config(config)
     for module in llm.modules():
         if type(module) in _OURS:
             module.__class__ = _OURS[type(module)]

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ovis25.checkpoint import CheckpointError, copy_side_files, hub_arguments, resolve_checkpoint
+from ovis25.compat import attention_of, set_attention
 from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, PIXEL_TABLE, VISUAL_ATOM_ID
 from ovis25.files import follow_umask
 from ovis25.model.attention import PACKED_ATTENTION, Segments
@@ -307,14 +308,14 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
             )
         if attention_mask is not None or past_key_values is not None:
             raise ValueError("a packed row (sequence_lengths) takes neither attention_mask nor past_key_values")
-        if llm._attn_implementation not in ("sdpa", PACKED_ATTENTION):
+        if attention_of(llm) not in ("sdpa", PACKED_ATTENTION):
             raise ValueError(
-                f"packed rows need the LLM's attn_implementation to be sdpa, not {llm._attn_implementation} "
+                f"packed rows need the LLM's attn_implementation to be sdpa, not {attention_of(llm)} "
                 "(torch's own FlashAttention runs behind it on CUDA)"
             )
         if llm.attention_dropout and self.training or set(llm.layer_types) != {"full_attention"}:
             raise ValueError("packed rows need llm_config.attention_dropout 0 and full attention in every layer")
-        llm._attn_implementation = PACKED_ATTENTION
+        set_attention(llm, PACKED_ATTENTION)
         return Segments(lengths, inputs_embeds.device)
 
     @torch.no_grad()

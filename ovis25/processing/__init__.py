@@ -1,9 +1,6 @@
 """From raw images, videos and conversations to tensors; needs no model."""
 
-from ovis25.processing.auto import register_processor
 from ovis25.processing.limits import VisualLimits
 from ovis25.processing.processor import Ovis2_5Processor
-
-register_processor()
 
 __all__ = ["Ovis2_5Processor", "VisualLimits"]

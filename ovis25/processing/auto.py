@@ -11,12 +11,6 @@ from ovis25.checkpoint import hub_arguments
 from ovis25.constants import MODEL_TYPE
 from ovis25.processing.processor import Ovis2_5Processor
 
-_NO_ERROR = {
-    "_raise_exceptions_for_gated_repo": False,
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
-
 
 def register_processor() -> None:
     """Make `AutoProcessor.from_pretrained` give an `Ovis2_5Processor` for every checkpoint in the released layout.
@@ -37,7 +31,11 @@ def register_processor() -> None:
 
 
 def _is_released_layout(name_or_path, kwargs: dict) -> bool:
-    file = cached_file(name_or_path, "config.json", **hub_arguments(kwargs), **_NO_ERROR)
+    try:
+        file = cached_file(name_or_path, "config.json", **hub_arguments(kwargs))
+    except OSError:
+        # AutoProcessor says what is wrong
+        file = None
     if file is None:
         return False
     config = json.loads(Path(file).read_text(encoding="utf-8"))

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import Qwen3Config
 
 from ovis25.checkpoint import PROCESSOR_CONFIG_NAME
-from ovis25.constants import SIZE_FACTOR, TURN_END
+from ovis25.constants import PAD_TOKEN, SIZE_FACTOR, TURN_END
 from ovis25.files import follow_umask
 from ovis25.model import Ovis2_5, Ovis2_5_Config, SiglipNavitConfig
 from ovis25.processing import Ovis2_5Processor, VisualLimits
-from ovis25.tiny import strips, tokenizer
+from ovis25.tiny import tokenizer
 
 TINY_NAME = "tiny"
 HOME_VARIABLE = "OVIS25_HOME"
@@ -98,8 +98,8 @@ def build_tiny(folder: str | Path, seed: int = 0) -> Path:
 
 def _fingerprint() -> str:
     """Of the sources that determine the folder: sizes and weights, tokenizer, prompts, template."""
-    sources = (Path(__file__), Path(tokenizer.__file__), Path(strips.__file__), tokenizer.CHAT_TEMPLATE_PATH)
-    digest = hashlib.sha256()
+    sources = (Path(__file__), Path(tokenizer.__file__), tokenizer.CHAT_TEMPLATE_PATH)
+    digest = hashlib.sha256(repr(tokenizer.TEXTS).encode())
     for source in sources:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:10]
@@ -121,7 +121,7 @@ def _write_checkpoint(folder: Path, seed: int) -> None:
 
 def tiny_config(ids: dict[str, int]) -> Ovis2_5_Config:
     """The architecture, for a tokenizer with these ids."""
-    special = {"bos_token_id": ids[tokenizer.PAD_TOKEN], "eos_token_id": ids[TURN_END]}
+    special = {"bos_token_id": ids[PAD_TOKEN], "eos_token_id": ids[TURN_END]}
     return Ovis2_5_Config(
         llm_config=Qwen3Config(vocab_size=len(ids), **_LLM, **special),
         vit_config=SiglipNavitConfig(**_VIT),
@@ -145,7 +145,7 @@ def initialise(model: Ovis2_5) -> None:
 
 
 def _generation_config(ids: dict[str, int]) -> dict[str, object]:
-    pad, end = ids[tokenizer.PAD_TOKEN], ids[TURN_END]
+    pad, end = ids[PAD_TOKEN], ids[TURN_END]
     return {"bos_token_id": pad, "eos_token_id": [end, pad], "pad_token_id": pad, **_SAMPLING}
 
 

@@ -1,6 +1,6 @@
 """The tiny model's tokenizer: byte-level BPE in the Qwen2 style, with the released added tokens and chat template.
 
-Bytes and added tokens make it complete; the few merges shorten the tiny task's own prompts. It is written in the
+Bytes and added tokens make it complete; the few merges shorten the tiny task's own kinds. It is written in the
 released file layout (`vocab.json`, `merges.txt`, `tokenizer_config.json`, ...), which transformers' Qwen2Tokenizer
 reads.
 """
@@ -10,41 +10,10 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from ovis25.constants import TURN_BEGIN, TURN_END
-from ovis25.tiny import strips
+from ovis25.constants import ADDED_TOKENS, PAD_TOKEN, TURN_END
+from ovis25.data.digits import kinds
 
 CHAT_TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
-
-PAD_TOKEN = "<|endoftext|>"
-# The released added tokens in the order of their ids (there 151643..151668), and whether each is special.
-ADDED_TOKENS = {
-    PAD_TOKEN: True,
-    TURN_BEGIN: True,
-    TURN_END: True,
-    "<|object_ref_start|>": True,
-    "<|object_ref_end|>": True,
-    "<|box_start|>": True,
-    "<|box_end|>": True,
-    "<|quad_start|>": True,
-    "<|quad_end|>": True,
-    "<|vision_start|>": True,
-    "<|vision_end|>": True,
-    "<|vision_pad|>": True,
-    "<|image_pad|>": True,
-    "<|video_pad|>": True,
-    "<tool_call>": False,
-    "</tool_call>": False,
-    "<|fim_prefix|>": False,
-    "<|fim_middle|>": False,
-    "<|fim_suffix|>": False,
-    "<|fim_pad|>": False,
-    "<|repo_name|>": False,
-    "<|file_sep|>": False,
-    "<tool_response>": False,
-    "</tool_response>": False,
-    "<think>": False,
-    "</think>": False,
-}
 
 # Words are split as Qwen2 splits them: every digit alone, a word with the sign or blank before it, newlines together.
 _SPLIT = (
@@ -52,11 +21,11 @@ _SPLIT = (
 )
 # More merges than the texts below can give: every word of theirs becomes one token.
 _MOST_MERGES = 300
-_TEXTS = (
+TEXTS = (
     "system", "user", "assistant", "\n\n",
-    strips.READING_PROMPT, strips.SUM_PROMPT, strips.GROUNDING_PROMPT.format(digit=1), strips.COMPARISON_PROMPT,
-    strips.ARITHMETIC_PROMPT.format(first=1, second=1), "first", "second",
-    strips.format_box((1, 1, 2, 2), (4, 4)),
+    kinds.READING_PROMPT, kinds.SUM_PROMPT, kinds.GROUNDING_PROMPT.format(digit=1), kinds.COMPARISON_PROMPT,
+    kinds.ARITHMETIC_PROMPT.format(first=1, second=1), "first", "second",
+    kinds.format_box((1, 1, 2, 2), (4, 4)),
 )  # fmt: skip
 
 
@@ -108,7 +77,7 @@ def _train() -> tuple[dict[str, int], list[tuple[str, str]]]:
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + _MOST_MERGES, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(_TEXTS, trainer)
+    tokenizer.train_from_iterator(TEXTS, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 

@@ -1,10 +1,7 @@
 """The parts of a run, each built from the config by one function."""
 
-import contextlib
 import importlib
-import io
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +13,26 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ovis25.checkpoint import resolve_checkpoint
 from ovis25.data import datainfo
 from ovis25.data.dataset import SampleDataset
+from ovis25.data.digits import SOURCE_PREFIXES, parse_source
 from ovis25.data.measure import LengthLimits, Rules
 from ovis25.data.packing.rows import PackedDataset
 from ovis25.data.samples import Samples
 from ovis25.data.survey import make_survey
+from ovis25.loading import TINY_NAME, resolve_model_path
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
 from ovis25.model.folder import check_folder
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
-from ovis25.tiny.build import TINY_NAME, resolve_model_path
-from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
+from ovis25.ranks import is_main_process, num_processes
 from ovis25.tools import Toolbox, as_toolbox, load_tools
-from ovis25.training import memory
+from ovis25.training import deepspeed, memory
 from ovis25.training.config import DEFAULTS, LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.config.check import WORKER_KEYS, check, check_values
 from ovis25.training.config.machine import check_machine
 from ovis25.training.config.places import check_places
 from ovis25.training.cost import cost_weights
-from ovis25.training.extensions import is_first_start, remove_stale_locks
+from ovis25.training.extensions import remove_stale_locks
 from ovis25.training.modules import parse_train_modules
 from ovis25.training.plan import Steps, count_steps
 from ovis25.training.rhythm import check_patience, choose_rhythm
@@ -46,15 +44,6 @@ _MOST_PLANNED = 2**20
 _TRL_DEFAULTS_DIFFER = [
     name for name in ("learning_rate", "gradient_checkpointing", "activation_checkpointing") if name in TRAINER_KEYS
 ]
-
-
-def is_main_process() -> bool:
-    """Whether this process speaks to the user and writes files (rank 0 under torchrun)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass
@@ -235,7 +224,7 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
             return Ovis2_5(Ovis2_5_Config.from_pretrained(folder))
     arguments = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
     if config.trainer.get("deepspeed"):
-        _start_deepspeed()
+        deepspeed.start()
     if config.qlora and config.use_lora:
         arguments["quantization_config"] = _four_bits(dtype)
     try:
@@ -361,7 +350,7 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
     if given.get("deepspeed"):
         for lock in remove_stale_locks(is_only_machine=int(os.environ.get("NNODES", "1")) == 1):
             print(f"removed {lock}, which a killed process left", file=sys.stderr)
-        _be_the_only_process()
+        deepspeed.be_the_only_process()
     try:
         arguments = make(**values)
     except Exception as error:
@@ -373,14 +362,6 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
     try_optimizer(arguments)
     try_schedule(config, steps.total)
     return arguments
-
-
-def _start_deepspeed() -> None:
-    """Its process group, which building a model in shards needs, without its line on every process of what it built."""
-    if not torch.cuda.is_available() and is_first_start() and is_main_process():
-        print("DeepSpeed compiles its parts for the CPU, once; about a minute ...", file=sys.stderr, flush=True)
-    with contextlib.redirect_stdout(io.StringIO()):
-        importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
 
 
 def _checkpointing(given: dict) -> dict:
@@ -396,22 +377,6 @@ def _num_workers(given: dict) -> int:
     """Processes that read data: what the machine's cores allow; at least one where settings ask for workers."""
     wanted = any(given.get(name) for name in WORKER_KEYS)
     return min(8, max((os.cpu_count() or 1) // num_processes() - 1, int(wanted)))
-
-
-def _be_the_only_process() -> None:
-    """What torchrun tells its processes, for one started without it: DeepSpeed would look for MPI instead."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
 
 
 def early_stopping_patience(config: TrainConfig, arguments: TrainingArguments) -> int:

@@ -1,7 +1,10 @@
 """What a run does after its last step: the final folder, the results, the curves, and the way out of its processes."""
 
 import contextlib
+import importlib
+import importlib.util
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +15,12 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.integrations import unset_hf_deepspeed_config
 
+from ovis25.compat import restore_callbacks
+from ovis25.errors import UserError
 from ovis25.model import Ovis2_5
 from ovis25.training import checkpoints
 from ovis25.training.callbacks import EarlyStopping
 from ovis25.training.config import ConfigError, TrainConfig
-from ovis25.training.report import draw_curves
 from ovis25.training.trainer import OvisTraining
 
 CURVES_NAME = "loss_curve.png"
@@ -27,8 +31,10 @@ _STATE_FILES = (
 )  # fmt: skip
 
 
-class FinishError(RuntimeError):
+class FinishError(UserError, RuntimeError):
     """The model is saved, and something after that failed; the message says both."""
+
+    exit_code = 3
 
 
 def is_over(checkpoint: Path, total_steps: int) -> bool:
@@ -47,7 +53,7 @@ def save_ended(trainer: OvisTraining, checkpoint: Path) -> None:
         ConfigError: the best checkpoint is gone or damaged, or a checkpoint has no whole weights.
     """
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    trainer._load_callback_state()
+    restore_callbacks(trainer)
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     # beside this one, wherever the run's folder has moved to
     source = checkpoint.parent / Path(best).name if best else checkpoint
@@ -60,7 +66,7 @@ def save_ended(trainer: OvisTraining, checkpoint: Path) -> None:
         weights = {}
         for file in sorted(source.glob("model*.safetensors")):
             weights |= load_file(file)
-        trainer._save(trainer.args.output_dir, weights)
+        trainer.save_weights(trainer.args.output_dir, weights)
     else:
         _copy_final_files(source, Path(trainer.args.output_dir))
 
@@ -145,10 +151,18 @@ def write_run(output_dir: str, trainer: OvisTraining) -> None:
 
 
 def draw(trainer: OvisTraining, output_dir: str, results: dict) -> None:
-    """The curves. Raises FinishError."""
+    """The curves, where matplotlib is installed. Raises FinishError."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"note: no {CURVES_NAME}, because matplotlib is missing: pip install 'ovis25[report]'", file=sys.stderr)
+        return
     with after_saving("drawing of the curves", output_dir):
         title = f"{Path(output_dir).name}: {results['stop_reason'].split(':')[0]}"
         draw_curves(trainer.state.log_history, Path(output_dir) / CURVES_NAME, title)
+
+
+def draw_curves(log_history: list[dict], path: Path, title: str) -> None:
+    """`reports.curves.draw_curves`; matplotlib is loaded now, when the run is over."""
+    importlib.import_module("ovis25.reports.curves").draw_curves(log_history, path, title)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ovis25.checkpoint import lies_in, local_place
+from ovis25.loading import resolve_model_path
 from ovis25.model.adapter import adapter_base
-from ovis25.tiny.build import resolve_model_path
 from ovis25.training.config import ConfigError
 
 

@@ -16,10 +16,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ovis25.checkpoint import resolve_checkpoint
+from ovis25.constants import ADDED_TOKENS, PAD_TOKEN
+from ovis25.loading import resolve_model_path
 from ovis25.model.folder import check_folder
 from ovis25.processing import Ovis2_5Processor
-from ovis25.tiny.build import resolve_model_path
-from ovis25.tiny.tokenizer import ADDED_TOKENS, PAD_TOKEN
 from ovis25.training.memory import released_config
 
 RELEASED = {"AIDC-AI/Ovis2.5-2B": "2B", "AIDC-AI/Ovis2.5-9B": "9B"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ovis25.data import datainfo
 from ovis25.data.dataset import SampleDataset
+from ovis25.data.digits import SOURCE_PREFIXES
 from ovis25.files import expanded, read_json_object, resolve_input
 from ovis25.text import shorten
-from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training import checkpoints
 from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, TrainConfig
 from ovis25.training.config.trainer_keys import default_of

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from ovis25.compat import drive_one_device
 from ovis25.data import DataError
 from ovis25.data.collator import Collator, PackedCollator
 from ovis25.data.dataset import SampleDataset
 from ovis25.data.packing.rows import PackedDataset
+from ovis25.ranks import is_main_process, num_processes
 from ovis25.training import build, checkpoints, finish, muon, resume, visual_pass
 from ovis25.training.callbacks import EarlyStopping, FiniteLoss, ProgressLine
 from ovis25.training.config import MUON, TrainConfig
@@ -91,7 +93,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     resume.check_wish(config)
     if isinstance(wish, str):
         resume.choose(config)
-    if not dry_run and config.overwrite_output_dir and build.is_main_process():
+    if not dry_run and config.overwrite_output_dir and is_main_process():
         checkpoints.delete_run(config.output_dir)
     if not config.overwrite_output_dir and not wish:
         resume.check_same_run(config)
@@ -106,7 +108,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     # 2. the data, checked and counted by the processor alone
     base = find_base(config.model_path, dry_run)
     folder, processor = base.folder, base.processor
-    sources = resume.sources_of(config, folder, build.num_processes())
+    sources = resume.sources_of(config, folder, num_processes())
     config.notes += resume.check_same_sources(config, start.sources, sources)
     processor.limits = build.visual_limits(config)
     build.check_vocabulary(config, processor)
@@ -123,7 +125,7 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
     precision = build.choose_precision(config)
     arguments = build.training_arguments(config, precision, steps)
     # one process drives one device
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    drive_one_device(arguments)
     check_policy(config.on_nonfinite, arguments)
     checkpoint = start.checkpoint
     is_ended = checkpoint is not None and finish.is_over(checkpoint, steps.total)
@@ -185,10 +187,10 @@ def train(config: TrainConfig, dry_run: bool = False, callbacks: Sequence[Traine
 
     # 7. the final folder is complete, and readable by everyone who reads a released one
     results = finish.collect_results(trainer, config)
-    if build.is_main_process():
+    if is_main_process():
         finish.write_results(config.output_dir, results)
     PartialState().wait_for_everyone()
-    if build.is_main_process():
+    if is_main_process():
         finish.draw(trainer, config.output_dir, results)
     kind = "adapter" if config.use_lora else "model"
     say(f"\n{results['stop_reason']}\nThe {kind} lies in {config.output_dir} (curves: {finish.CURVES_NAME})")
@@ -233,14 +235,14 @@ def check_base(trainer: OvisTraining, folder: Path) -> None:
 def begin(trainer: OvisTraining, config: TrainConfig, checkpoint: Path | None) -> None:
     """A run that begins anew sets what an earlier one left in its folder aside, and never goes on from it."""
     PartialState().wait_for_everyone()
-    is_new = checkpoint is None and build.is_main_process()
+    is_new = checkpoint is None and is_main_process()
     if is_new and (target := checkpoints.set_aside(config.output_dir)):
         say(f"an earlier run's checkpoints were moved to {target}")
     PartialState().wait_for_everyone()
 
 
 def say(text: str) -> None:
-    if build.is_main_process():
+    if is_main_process():
         print(text, flush=True)
 
 

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
+from ovis25.compat import prepare_inputs
 from ovis25.constants import IGNORE_INDEX
 from ovis25.data import DataError
 from ovis25.data.packing.rows import PackedDataset
@@ -276,7 +277,7 @@ class OvisTraining:
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = dict(inputs)
         indices = inputs.pop(INDICES_KEY, [])
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepare_inputs(self, inputs)
         num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, **self.loss_arguments(), num_items_in_batch=1, skip_logits=True)
@@ -285,6 +286,10 @@ class OvisTraining:
         self._evaluated_indices.append(indices)
         self._evaluated += torch.stack([outputs.loss.double(), num_tokens.double()])
         return outputs.loss / num_tokens.clamp(min=1), None, None
+
+    def save_weights(self, output_dir: str, weights: dict[str, torch.Tensor]) -> None:
+        """Write a model's folder with these weights, whole or not this process's to write."""
+        self._save(output_dir, weights)
 
     def _save(self, output_dir=None, state_dict=None):
         """Sharded weights arrive here gathered, as `state_dict`; a whole model is its own."""

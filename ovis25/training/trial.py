@@ -1,7 +1,6 @@
 """The optimizer, the learning rate's schedule and DeepSpeed's config, tried on stand-ins: who else checks them?"""
 
 import copy
-import importlib
 import math
 import os
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.trainer_utils import SchedulerType
 
 from ovis25.files import read_json_object
 from ovis25.text import shorten
+from ovis25.training import deepspeed
 from ovis25.training.config import MUON, TRAINER_KEYS, ConfigError, TrainConfig
 
 # of learning_rate, with room for rounding
@@ -95,7 +95,7 @@ def try_deepspeed(config: TrainConfig, bf16: bool, fp16: bool) -> None:
         raise ConfigError(f'{where} has no train_micro_batch_size_per_gpu, which DeepSpeed needs; add it with "auto"')
     zero = {name: value for name, value in values["zero_optimization"].items() if value != "auto"}
     try:
-        importlib.import_module("deepspeed.runtime.zero.config").DeepSpeedZeroConfig(**zero)
+        deepspeed.check_zero(zero)
     except ValueError as error:
         # pydantic's: a list of what is wrong, each with its place
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}

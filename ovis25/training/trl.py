@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
+from ovis25.compat import metrics_of
 from ovis25.training.trainer import OvisTraining
 
 # TRL prepares nothing: samples arrive encoded, cut to no length, padded by our collator
@@ -61,9 +62,10 @@ class OvisSFTTrainer(OvisTraining, SFTTrainer):
         mode = "train" if self.model.training else "eval"
         entropy, num_right, num_tokens = self.accelerator.reduce(self._seen[mode], "sum").tolist()
         self._seen[mode].zero_()
+        metrics = metrics_of(self, mode)
         if num_tokens:
-            self._metrics[mode]["entropy"] = [entropy / num_tokens]
-            self._metrics[mode]["mean_token_accuracy"] = [num_right / num_tokens]
+            metrics["entropy"] = [entropy / num_tokens]
+            metrics["mean_token_accuracy"] = [num_right / num_tokens]
         seen = torch.tensor(self.token_counter.total(), device=self.args.device)
-        self._metrics[mode]["num_tokens"] = [int(self.accelerator.reduce(seen, "sum"))]
+        metrics["num_tokens"] = [int(self.accelerator.reduce(seen, "sum"))]
         super().log(logs, start_time)

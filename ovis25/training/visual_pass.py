@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ovis25.data.dataset import SampleDataset
 from ovis25.data.measure import Grid
 from ovis25.data.samples import Defect
 from ovis25.model import Ovis2_5
+from ovis25.training import deepspeed
 from ovis25.training.build import Precision
 from ovis25.training.config import ConfigError, TrainConfig
 from ovis25.training.memory import format_bytes
@@ -126,7 +126,7 @@ def _whole_vision(trainer: OvisTraining, model: Ovis2_5) -> Iterator[None]:
         modules.to(trainer.args.device, settings.dtype())
         yield
         return
-    with importlib.import_module("deepspeed").zero.GatheredParameters(list(modules.parameters())):
+    with deepspeed.gathered(modules.parameters()):
         yield
 
 

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import optimization
 from transformers.trainer_utils import FSDPOption, SchedulerType
 
+from ovis25.data.digits import SOURCE_PREFIXES
 from ovis25.text import nearest, shorten
-from ovis25.tiny.strips import SOURCE_PREFIXES
 from ovis25.training.config.fields import KINDS, LENGTH_STRATEGIES, LORA_KEYS, TrainConfig
 from ovis25.training.config.kinds import ConfigError
 from ovis25.training.config.trainer_keys import MUON

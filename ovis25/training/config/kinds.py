@@ -8,6 +8,7 @@ import types
 import typing
 from dataclasses import dataclass
 
+from ovis25.errors import UserError
 from ovis25.text import lone_surrogate, nearest, shorten
 
 # numbers that mean one thing only: no percent sign, no comma, underscores between thousands alone
@@ -15,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?(\d{1,3}(_\d{3})+|\d+|(?=\.\d))(\.\d*)?([eE][+-]?\d+
 _WORDS = {int: "int", float: "float", bool: "bool", str: "text", list: "a list of texts", dict: "an object"}
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot be used; the message names the key, the value and the cure."""
 
 

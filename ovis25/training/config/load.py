@@ -1,14 +1,14 @@
 """Reading a config: the file, the command line over it, old names, types, and the files that it names."""
 
-import json
 from pathlib import Path
 
 from ovis25.data import datainfo
+from ovis25.data.digits import SOURCE_PREFIXES, parse_source
 from ovis25.data.source import DataError
 from ovis25.files import REPOSITORY_ROOT, expanded, read_json_object, resolve_input
+from ovis25.options import read_options
 from ovis25.processing.limits import following_minima
 from ovis25.text import escape_controls, nearest, shorten
-from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training.config import trl_keys
 from ovis25.training.config.check import check, check_deepspeed, note_idle
 from ovis25.training.config.fields import KINDS, OWN_KEYS, TrainConfig
@@ -77,42 +77,13 @@ def parse_overrides(arguments: list[str]) -> dict:
     Raises:
         ConfigError: a stray word, a key with two values, a key without one that is no switch.
     """
-    values: dict = {}
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        if not argument.startswith("--") or argument == "--":
-            raise ConfigError(f"unexpected argument {argument!r}: overrides are written --key value")
-        spelled, has_value, text = argument[2:].partition("=")
-        name = spelled.replace("-", "_")
-        if not has_value:
-            is_flag = not remaining or remaining[0].startswith("--")
-            text = "true" if is_flag and _is_switch(name) else "" if is_flag else remaining.pop(0)
-        if not text.strip():
-            raise ConfigError(f"--{spelled} has no value; write --{spelled} VALUE, or null for the default")
-        value = _parse_value(text)
-        if name in values and values[name] != value:
-            raise ConfigError(f"--{name} is given twice, as {shorten(values[name])} and {shorten(value)}; keep one")
-        values[name] = value
-    return values
+    return read_options(arguments, ConfigError, _is_switch, "overrides are written --key value")
 
 
 def _is_switch(name: str) -> bool:
     """Whether a key may stand alone; an unknown one is refused by its name later."""
     kind = KINDS.get(RENAMED.get(name, name))
     return kind is None or bool in kind.types
-
-
-def _parse_value(text: str):
-    if text.lower() in ("true", "false", "none", "null"):
-        return {"true": True, "false": False}.get(text.lower())
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return text
-    except ValueError as error:
-        # a number of thousands of digits
-        raise ConfigError(f"{shorten(text)} is no usable number: {error}") from error
 
 
 def _find_config(path: str | Path) -> Path:

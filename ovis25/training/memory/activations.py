@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ovis25.compat import FakeTensorMode
 from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import add_adapter

@@ -4,8 +4,8 @@ import weakref
 from collections.abc import Iterable
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from ovis25.compat import TorchDispatchMode, storage_key
 
 
 class LiveBytes(TorchDispatchMode):
@@ -20,18 +20,17 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._known = list(known)
         self._seen: dict[int, weakref.ref] = {}
-        self._own = {tensor.untyped_storage()._cdata for tensor in self._known}
+        self._own = {storage_key(tensor.untyped_storage()) for tensor in self._known}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         outputs = function(*args, **(kwargs or {}))
-        for value in tree_leaves(outputs):
-            if isinstance(value, torch.Tensor):
-                self._note(value.untyped_storage())
+        for tensor in _tensors(outputs):
+            self._note(tensor.untyped_storage())
         return outputs
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         # the object may be gone and its number taken again: then `_drop` has removed it
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(storage), storage.nbytes()
         if key in self._own or key in self._seen:
             return
         self._seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
@@ -41,3 +40,12 @@ class LiveBytes(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         del self._seen[key]
         self.now -= size
+
+
+def _tensors(outputs) -> Iterable[torch.Tensor]:
+    """Those that an operation gave: one, or in (nested) tuples and lists."""
+    if isinstance(outputs, torch.Tensor):
+        yield outputs
+    elif isinstance(outputs, (tuple, list)):
+        for part in outputs:
+            yield from _tensors(part)

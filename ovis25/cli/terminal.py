@@ -1,4 +1,4 @@
-"""Inference in a terminal: replies as they are written, and a chat."""
+"""What a person sees in a terminal: replies as they are written, and a chat."""
 
 import io
 import re

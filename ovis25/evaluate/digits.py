@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ovis25.constants import IMAGE_PLACEHOLDER, THINK_END
-from ovis25.tiny.strips import KINDS, Question, questions
+from ovis25.data.digits import KINDS, Question, questions
 
 Box = tuple[float, float, float, float]
 

@@ -1,0 +1,1 @@
+"""Scoring what a model answers."""
