@@ -40,3 +40,6 @@ SIZE_FACTOR = PATCH_SIZE * HIDDEN_STRIDE
 PIXEL_TABLE = (
     ((np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
 ).astype(np.float32)
+
+# Megapixels up to which a picture is decoded as it is. Pillow refuses larger ones by itself.
+MAX_IMAGE_MEGAPIXELS = 178

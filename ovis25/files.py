@@ -1,10 +1,14 @@
 """Finding input files: one rule for the paths of a config, one for the files that data and requests name."""
 
 import base64
+import contextlib
 import json
+import os
 import re
+import stat
 import unicodedata
 import urllib.parse
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,22 +45,60 @@ def read_json_object(path: Path) -> dict:
     """A file that holds one JSON object.
 
     Raises:
-        ValueError: it holds something else; says what.
+        ValueError: it holds something else, or a key twice; says what. Keys that begin with `_` are comments, and may.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one JSON object, not a {type(content).__name__}")
     return content
 
 
-def locate_file(name: str | Path, folder: str | Path) -> Path:
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next((key for key in keys if keys.count(key) > 1 and not key.startswith("_")), None)
+        if double is not None:
+            raise ValueError(f"the key {shorten(double)} stands in it twice; keep one")
+    return content
+
+
+def follow_umask(*paths: str | Path) -> None:
+    """Give files and folders the access rights that the process's umask gives to new ones.
+
+    safetensors and temporary folders are made for their owner alone, whatever the umask: others who may read the folder
+    could not read what we saved.
+    """
+    for path in map(Path, paths):
+        rights = _rights_of_new_files(path.parent)
+        if path.is_dir():
+            # who may read a folder may look into it; a folder's group is handed down as it was
+            rights |= (rights & 0o444) >> 2 | path.stat().st_mode & 0o7000
+        if stat.S_IMODE(path.stat().st_mode) != rights:
+            # not ours, or a file system without access rights: as it is
+            with contextlib.suppress(PermissionError):
+                path.chmod(rights)
+
+
+def _rights_of_new_files(folder: Path) -> int:
+    """Seen on a file that is made and deleted: the umask itself can only be read by setting it, for all threads."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def locate_file(name: str | Path, folder: str | Path, suggest: bool = True) -> Path:
     """The existing file that data, a request or a chat names; a relative name counts from `folder`.
 
     `~` and `file://` are understood. Any other spelling that is not exact is an error, never a guess: the message
-    names the neighbour that does exist.
+    names the neighbour that does exist, unless `suggest` is false (looking for it reads whole folders).
 
     Raises:
         FileNotFoundError: there is no such file; one line that says what is there instead.
@@ -75,7 +117,7 @@ def locate_file(name: str | Path, folder: str | Path) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         # a name that no file system takes: too long, or with a null byte
         raise FileNotFoundError(f"{shorten(text)} is no name that a file can have ({_reason(error)})") from error
-    neighbour = next(_neighbours(text, folder), None)
+    neighbour = next(_neighbours(text, folder), None) if suggest else None
     hint = f"; did you mean {neighbour}?" if neighbour else ""
     raise FileNotFoundError(f"{shorten(text, 200)} {problem}{hint}")
 

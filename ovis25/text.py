@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 # halves of a character beyond the basic plane: JSON can hold one alone, UTF-8 and tokenizers cannot
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# what a terminal obeys (C0 but newline and tab, DEL, C1), what turns text around, and what some readers end lines at
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def shorten(value, limit: int = 60) -> str:
@@ -37,3 +39,16 @@ def lone_surrogate(text: str) -> int | None:
     """
     found = _SURROGATE.search(text)
     return found.start() if found else None
+
+
+def escape_controls(text: str, form: str | None = None) -> str:
+    """The text with its control characters shown instead of obeyed: an escape becomes `\\x1b`.
+
+    Newlines and tabs stay. `form` writes every one alike, as JSON wants it: `\\u{:04x}`.
+    """
+
+    def escaped(match: re.Match) -> str:
+        code = ord(match.group())
+        return (form or (r"\x{:02x}" if code < 256 else r"\u{:04x}")).format(code)
+
+    return _CONTROL.sub(escaped, text)

@@ -19,9 +19,9 @@ several machines: the same command on each, with these variables (docs/several_m
   MASTER_PORT  a free port of machine 0 (default: 29500)
 
 examples:
-  bash train_launch.sh train_config_tiny.json 1
-  bash train_launch.sh train_config.json 4 standard --learning_rate 1e-5 --output_dir output/mine
-  NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash train_launch.sh train_config.json 8
+  ./train_launch.sh ./train_config_tiny.json 1
+  ./train_launch.sh ./train_config.json 4 standard --learning_rate 1e-5 --output_dir output/mine
+  NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 ./train_launch.sh ./train_config.json 8
 TEXT
 }
 
@@ -31,7 +31,7 @@ fail() {
   exit 2
 }
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname "$here")"
 
 [[ "${1:-}" == "-h" || "${1:-}" == "--help" ]] && { usage; exit 0; }
@@ -72,7 +72,7 @@ if [[ "$nodes" -gt 1 ]]; then
 fi
 
 python="$(bash "$root/scripts/setup.sh")"
-gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
+gpus="$("$python" -P -c 'import torch; print(torch.cuda.device_count())')"
 if [[ "$num" -eq 0 ]]; then
   num=$((gpus > 0 ? gpus : 1))
 elif [[ "$gpus" -gt 0 && "$num" -gt "$gpus" ]]; then
@@ -90,7 +90,7 @@ if [[ "$num" -eq 1 && "$nodes" -eq 1 ]]; then
   exec "$python" "$script" "$config" "$@"
 fi
 if [[ "$gpus" -eq 0 ]]; then
-  cores="$("$python" -c 'import os; print(os.cpu_count())')"
+  cores="$("$python" -P -c 'import os; print(os.cpu_count())')"
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / num > 0 ? cores / num : 1))}"
 fi
-exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$num" "$script" "$config" "$@"
+exec "$python" -P -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$num" "$script" "$config" "$@"

@@ -50,7 +50,22 @@ def test_shipped_configs_load():
 
 def test_a_config_is_found_by_name_in_src_theo(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert load_config("train_config.json").model_path == "AIDC-AI/Ovis2.5-2B"
+    assert load_config("train_config_2b.json").model_path == "AIDC-AI/Ovis2.5-2B"
+
+
+def test_the_main_configuration_is_the_documented_one():
+    config = load_config("train_config.json")
+    assert (config.model_path, config.train_modules) == ("AIDC-AI/Ovis2.5-9B", "all")
+    assert config.data_path == str(REPOSITORY_ROOT / "src_theo" / "sample_data" / "train_data.json")
+    assert config.eval_data_path == str(REPOSITORY_ROOT / "src_theo" / "sample_data" / "eval_data.json")
+    assert config.trainer["deepspeed"] == str(REPOSITORY_ROOT / "scripts" / "zero_configs" / "zero2_cp.json")
+    documented = {"num_train_epochs": 3, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
+    assert {name: config.trainer[name] for name in documented} == documented
+    assert config.trainer["learning_rate"] == 2e-5
+    assert (config.multimodal_max_length, config.single_image_max_pixels) == (8192, 3211264)
+    assert json.loads((REPOSITORY_ROOT / "src_theo" / "train_config.json").read_text())["output_dir"] == (
+        "./checkpoints/ovis25_finetune"
+    )
 
 
 @pytest.mark.parametrize(

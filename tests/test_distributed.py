@@ -42,8 +42,8 @@ needs_deepspeed = pytest.mark.skipif(not has_deepspeed, reason="DeepSpeed is not
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU optimizer")
 
 
-def watched(command: list, **env) -> str:
-    """What it said. Run to a success, or fail with the end of what it said; a hang is killed with all its children."""
+def watched(command: list, expected: int = 0, **env) -> str:
+    """What it said. Run to the expected exit code, or fail with its end; a hang is killed with all its children."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = subprocess.Popen(
         [str(part) for part in command], start_new_session=True, text=True, stdout=subprocess.PIPE,
@@ -54,7 +54,7 @@ def watched(command: list, **env) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)
         pytest.fail(f"the processes hang: {command}")
-    assert started.returncode == 0, said[-3000:]
+    assert started.returncode == expected, said[-3000:]
     return said
 
 
@@ -190,6 +190,69 @@ def test_fsdp2_trains_as_one_process_does(recipe, config, single, tmp_path):
     watched(command, OMP_NUM_THREADS="1")
     assert_same_run(tmp_path / "two", single(recipe))
     assert "checkpoint-5" in json.loads((tmp_path / "two" / "train_plan.json").read_text())["resumes_from"]
+
+
+def torchrun(script: str, config: Path, output_dir: Path, *arguments, expected: int = 0, **env) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               REPOSITORY_ROOT / "tests" / script, config, "--per_device_train_batch_size", 1, "--output_dir",
+               output_dir, *arguments]  # fmt: skip
+    return watched(command, expected, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", **env)
+
+
+def stage_settings(stage: str) -> list:
+    return [] if stage == "none" else ["--deepspeed", ZERO / f"{stage}.json"]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("stage", "recipe"),
+    [
+        ("zero3_cp", "standard"),
+        *(pytest.param(stage, "standard", marks=pytest.mark.slow) for stage in ("none", *STAGES[:3])),
+        *(pytest.param("zero3_cp", recipe, marks=pytest.mark.slow) for recipe in ("trl", "lora")),
+    ],
+)
+def test_after_its_last_step_a_run_only_saves_and_holds_its_exam(stage, recipe, config, tmp_path):
+    """As a run that was killed before its final save; the exam needs a model of its own in the same process."""
+    settings = [f"--{name}={value}" for name, value in RECIPES[recipe][2].items()]
+    settings += ["--data_path", "tiny:train:16", "--exam", "true", "--max_steps", 3, "--eval_steps", 1,
+                 "--learning_rate", 1e-2, *stage_settings(stage)]  # fmt: skip
+    out = tmp_path / "out"
+    said = torchrun("short_exam.py", config, out, *settings)
+    assert said.count("Exam: 1 test questions") == 1 and "all 3 steps are done" in said
+    (file,) = out.glob("*.safetensors")
+    saved, results = file.read_bytes(), json.loads((out / "train_results.json").read_text())
+    for path in (file, out / "train_results.json"):
+        path.unlink()
+    said = torchrun("short_exam.py", config, out, *settings)
+    assert said.count("checkpoint-3 is the end of this run") == 1 and said.count("Exam: 1 test questions") == 1
+    assert file.read_bytes() == saved
+    again = json.loads((out / "train_results.json").read_text())
+    assert {**again, "train_seconds": None} == {**results, "train_seconds": None}
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", ["none", pytest.param("zero2_cp", marks=pytest.mark.slow), "zero3_cp"])
+def test_a_loss_that_is_no_number_on_one_rank_ends_all_of_them(stage, config, tmp_path):
+    """The samples of that rank are named, once."""
+    settings = ["--max_steps", 4, "--eval_steps", 2, "--logging_steps", 50, *stage_settings(stage)]
+    said = torchrun("one_bad_rank.py", config, tmp_path / "out", *settings, expected=1, BAD_STEP="3")
+    assert said.count("error: the training loss became nan at step 3, on ") == 1
+    assert '[5] (id "s5")' in said and '(id "s4")' not in said
+    assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_broken_base_weights_are_seen_in_every_shard(config, tiny_folder, tmp_path):
+    model = Ovis2_5.from_pretrained(tiny_folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.vte.weight[-1, -1] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    settings = ["--model_path", tmp_path / "broken", *stage_settings("zero3_cp")]
+    said = torchrun("short_exam.py", config, tmp_path / "out", *settings, expected=1)
+    assert said.count("hold NaN or infinity: vte.weight. ") == 1
 
 
 def test_every_zero_config_is_tested():

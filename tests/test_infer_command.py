@@ -10,6 +10,7 @@ import pytest
 
 from ovis25 import Ovis25Inference, cli
 from ovis25.inference.terminal import run_chat
+from ovis25.text import escape_controls
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "src_theo" / "sample_data" / "sample_small.png"
@@ -39,7 +40,7 @@ def test_infer_prints_the_answer(tiny_folder):
     result = subprocess.run([*command, *SHORT], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = Ovis25Inference(tiny_folder).single_image_inference(PICTURE, "Read.", max_new_tokens=4, temperature=0)
-    assert result.stdout.strip() == expected.strip()
+    assert result.stdout.strip() == escape_controls(expected).strip()
 
 
 def test_infer_json_and_grounding(engine, capsys, tmp_path):

@@ -15,6 +15,7 @@ from ovis25.inference.decoding import EARLY_STOP_TEXT
 from ovis25.inference.grounding import parse_grounding
 from ovis25.inference.reply import Transcript
 from ovis25.processing.chat import tokenize
+from ovis25.processing.download import ALLOW_PRIVATE
 
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}
 SMALL = {"min_pixels": 32 * 32, "max_pixels": 96 * 96}
@@ -292,6 +293,7 @@ def test_pictures_from_the_net(engine, picture, monkeypatch):
 
         def log_message(self, *arguments): ...
 
+    monkeypatch.setenv(ALLOW_PRIVATE, "1")
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -301,7 +303,7 @@ def test_pictures_from_the_net(engine, picture, monkeypatch):
     )
     with pytest.raises(RequestError, match="cannot be fetched: HTTP Error 404"):
         engine.single_image_inference(f"{address}/b.png", "Read.")
-    monkeypatch.setattr("ovis25.processing.image.DOWNLOAD_BYTES", 10)
+    monkeypatch.setattr("ovis25.processing.download.DOWNLOAD_BYTES", 10)
     with pytest.raises(RequestError, match="is larger than"):
         engine.single_image_inference(f"{address}/a.png", "Read.")
     server.shutdown()

@@ -52,6 +52,7 @@ def test_an_adapter_is_trained_and_merged_from_the_root_and_from_lora(cwd, folde
     merge = (sys.executable, f"{folder}merge_lora_adapters.py", "--adapter_path", tmp_path / "a")
     result = run(*merge, "--output_path", tmp_path / "b", cwd=cwd)
     assert result.returncode == 0 and "relative error" in result.stdout, result.stderr
+    assert "WARNING" not in result.stderr
     assert (tmp_path / "b" / "model.safetensors").is_file()
 
 
@@ -61,13 +62,6 @@ def test_the_lora_and_trl_scripts_run_by_themselves(tmp_path):
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "train_theo_lora.py" / "adapter_config.json").is_file()
     assert (tmp_path / "train_theo_trl.py" / "model.safetensors").is_file()
-
-
-def test_the_documented_config_runs_with_trl_on_the_tiny_model(tmp_path):
-    result = run("bash", "src_theo/train_launch.sh", "train_config.json", 1, "trl", "--model_path", "tiny",
-                 "--max_steps", 1, "--gradient_accumulation_steps", 1, "--output_dir", tmp_path / "out")  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "all 1 steps are done" in result.stdout
 
 
 def test_the_launcher_runs_several_processes_on_a_machine_without_gpu(tmp_path):
@@ -119,7 +113,7 @@ def test_a_model_out_of_reach_says_so_and_points_to_the_tiny_one(tmp_path):
         HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     assert result.returncode == 2
-    assert "AIDC-AI/Ovis2.5-2B is no folder here and could not be fetched from the hub" in result.stderr
+    assert "AIDC-AI/Ovis2.5-9B is no folder here and could not be fetched from the hub" in result.stderr
     assert str(tmp_path / "cache") in result.stderr
     assert "train_config_tiny.json" in result.stderr
     assert "Traceback" not in result.stderr

@@ -11,20 +11,25 @@ PACKAGE = Path(ovis25.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A layer (a folder, or a file beside them) and the layers it may import. CONTRIBUTING.md explains the table.
-LOWEST = {"constants", "checkpoint", "files", "text"}
+LOWEST = {"constants", "checkpoint", "files", "reduced", "text", "tokenizer_files", "weights"}
 LAYERS = {
     "constants": set(),
     "text": set(),
+    "reduced": set(),
     "files": {"constants", "text"},
     "checkpoint": {"constants", "files", "text"},
+    "weights": {"checkpoint"},
+    "tokenizer_files": {"checkpoint", "constants"},
     "processing": LOWEST,
     "model": LOWEST,
     "tools": LOWEST,
     "data": {*LOWEST, "processing", "tools"},
     "tiny": {*LOWEST, "model", "processing"},
     "training": {*LOWEST, "data", "model", "processing", "tiny", "tools"},
-    "inference": {*LOWEST, "model", "processing", "tiny", "tools"},
-    "cli": {*LOWEST, "__init__", "data", "inference", "model", "processing", "tiny", "tools", "training"},
+    "loading": {*LOWEST, "model", "processing", "tiny"},
+    "inference": {*LOWEST, "loading", "model", "processing", "tiny", "tools"},
+    "merge": {*LOWEST, "loading", "model", "processing", "tiny"},
+    "cli": {*LOWEST, "__init__", "data", "inference", "merge", "model", "processing", "tiny", "tools", "training"},
     # the door `from ovis25 import ...`, which registers with transformers too
     "__init__": {"inference", "model", "processing"},
     "__main__": {"cli"},

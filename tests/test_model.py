@@ -245,6 +245,24 @@ def test_chunks_change_nothing(golden, model, monkeypatch):
         assert relative_error(gradients[name], gradient) < 1e-5, name
 
 
+@pytest.mark.parametrize("memory", [8 * 10**9, 10**6, 4 * 10**5, 1])
+def test_the_chunks_of_a_small_card_change_nothing(golden, model, memory):
+    """As `test_chunks_change_nothing`, with the numbers of rows that a card of so many bytes would give."""
+    inputs, found = golden.inputs("single_image"), []
+    model.train()
+    for planned in (None, memory):
+        model.llm.lm_head.planned_memory = model.visual_tokenizer.head.planned_memory = planned
+        model.zero_grad()
+        loss = model(**inputs, label_smoothing=0.1).loss
+        loss.backward()
+        found.append((loss.detach(), {n: v.grad.clone() for n, v in model.named_parameters() if v.grad is not None}))
+    (expected, expected_gradients), (got, gradients) = found
+    assert relative_error(got, expected) < SAME
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert relative_error(gradients[name], gradient) < 1e-5, name
+
+
 def test_z_loss_is_added(golden, model):
     inputs = golden.inputs("text_only")
     logits = model(**inputs).logits[0, :-1]

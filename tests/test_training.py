@@ -312,3 +312,20 @@ def test_checkpointed_towers_and_z_loss_reach_the_model(write_config, data_dir):
         load_config(config, ["--z_loss", "-1"])
     with pytest.raises(ConfigError, match="gradient_checkpointing_towers is 'vit'; choose one of both, llm, vision"):
         load_config(config, ["--gradient_checkpointing_towers", "vit"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "best"),
+    [
+        ({"save_strategy": "no", "early_stopping_patience": 2}, None),
+        ({"save_strategy": "epoch"}, "checkpoint-6"),
+        ({"save_strategy": "best", "eval_steps": 2}, "checkpoint-6"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "save_steps": 4}, None),
+    ],
+)
+def test_an_evaluated_run_ends_however_it_saves(write_config, data_dir, tmp_path, capsys, settings, best):
+    results = run(write_config(eval_data_path=str(data_dir / "eval.json"), learning_rate=1e-4, **settings))
+    assert results["global_step"] == 6 and (tmp_path / "out" / "model.safetensors").is_file()
+    said = "the final model is that of the last step, not the best one" in capsys.readouterr().out
+    assert said == (best is None)
+    assert best is None or results["best_checkpoint"] == best

@@ -12,8 +12,7 @@ from transformers import TrainerCallback
 from ovis25 import Ovis2_5, Ovis2_5Processor
 from ovis25.data import ConversationDataset
 from ovis25.data.collator import Collator
-from ovis25.training import trl_keys
-from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, load_config
+from ovis25.training.config import OWN_KEYS, TRAINER_KEYS, ConfigError, load_config, trl_keys
 from ovis25.training.run import train
 
 trl = pytest.importorskip("trl")

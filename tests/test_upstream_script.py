@@ -83,7 +83,7 @@ def test_it_runs_from_another_folder_on_several_devices(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
-        ([], {}, "--data_info_version is missing"),
+        (["--data_name", NAMES], {}, "--data_info_version is missing"),
         (["--data_info_version", DATAINFO], {}, "--data_name is missing"),
         (["train_config.json", "4"], {}, "unexpected argument 'train_config.json': this script takes flags only"),
         (["--data_path", "tiny:train:8"], {"NUM_DEVICES": "all"}, "NUM_DEVICES must be a number of devices, not 'all'"),

@@ -2,6 +2,6 @@
 
 from ovis25.data.collator import Collator
 from ovis25.data.dataset import ConversationDataset, Statistics
-from ovis25.data.source import DataError
+from ovis25.data.errors import DataError
 
 __all__ = ["Collator", "ConversationDataset", "DataError", "Statistics"]

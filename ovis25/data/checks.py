@@ -1,17 +1,23 @@
 """What can be known of a sample without decoding a pixel: its files, its sizes, its length, the budget that fits."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from ovis25.constants import IGNORE_INDEX, SIZE_FACTOR
-from ovis25.data.schema import Sample, SampleError, ToolImage
+from ovis25.constants import IGNORE_INDEX, MAX_IMAGE_MEGAPIXELS, SIZE_FACTOR
+from ovis25.data.errors import SampleError, told
+from ovis25.data.schema import Sample, ToolImage
+from ovis25.data.sources import find_file
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.chat import tokenize, training_text
 from ovis25.processing.image import ImageSource, grid_of, image_size, num_visual_tokens
 from ovis25.processing.video import sample_indices, video_info
+from ovis25.reduced import full_size, remember_full_size
+from ovis25.text import shorten
 from ovis25.tools import ToolError, toolbox
 
 Budget = tuple[int, int]
@@ -34,7 +40,7 @@ class Defect:
     def describe(self, source: str) -> str:
         name = f' (id "{self.id}")' if self.id is not None else ""
         place = self.origin or f"{source}[{self.index}]"
-        return f"{place}{name}, field {self.field}: {self.problem}. {self.cure}"
+        return f"{place}{name}, {told(self.field, self.problem, self.cure)}"
 
 
 @dataclass
@@ -67,28 +73,24 @@ class LengthLimits:
 
 
 _TOOLS = toolbox()
+# no token of the vocabulary is longer
+_MAX_TOKEN_CHARACTERS = 256
 
 
 class LongSampleError(SampleError):
     """The sample is longer than its limit and is not to be shrunk, or cannot be."""
 
 
-def locate(sample: Sample, folder: Path) -> Sample:
+def locate(sample: Sample, folder: Path, suggest: bool = True) -> Sample:
     """The sample with its relative paths in `folder`.
 
     Raises:
-        SampleError: a file does not exist.
+        SampleError: a file does not exist; with `suggest` it names the neighbour that was meant.
     """
 
-    def find(source: ImageSource) -> ImageSource:
-        if not isinstance(source, (str, Path)):
-            return source
-        path = folder / source
-        if not path.is_file():
-            is_absolute = Path(source).is_absolute()
-            cure = "Correct the path" if is_absolute else f"Looked in {folder}; set image_folder or correct the path"
-            raise SampleError(sample.visual_field, f"{source} does not exist", cure)
-        return path
+    def find(source: ImageSource | ToolImage) -> ImageSource | ToolImage:
+        is_name = isinstance(source, (str, Path))
+        return find_file(source, folder, sample.visual_field, suggest) if is_name else source
 
     if isinstance(sample.video, list):
         return replace(sample, video=[find(frame) for frame in sample.video])
@@ -108,16 +110,25 @@ def tool_images(sample: Sample, read: Callable[[ImageSource], Image.Image]) -> l
         if not isinstance(image, ToolImage):
             images.append(read(image))
             continue
-        try:
-            result = _TOOLS.run_strictly(image.call, [images[index] for index in image.seen])
-        except ToolError as error:
-            cure = "Correct the call, or name the result's file among the images"
-            raise SampleError(image.place, f"the call {image.call!r} fails: {error}", cure) from error
-        if isinstance(result, str):
-            cure = "Write it as <tool_response>..</tool_response>"
-            raise SampleError(image.place, f"the call {image.call!r} gives a text, no image", cure)
-        images.append(result)
+        images.append(_run_tool(image, [images[index] for index in image.seen]))
     return images
+
+
+def _run_tool(image: ToolImage, seen: list[Image.Image]) -> Image.Image:
+    call = shorten(image.call, 200)
+    try:
+        result = _TOOLS.run_strictly(image.call, seen)
+    except Exception as error:
+        # a tool may be anybody's, and raise anything
+        problem = str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}"
+        cure = "Correct the call, or name the result's file among the images"
+        raise SampleError(image.place, f"the call {call} fails: {problem}", cure) from error
+    if isinstance(result, str):
+        cure = "Write it as <tool_response>..</tool_response>"
+        raise SampleError(image.place, f"the call {call} gives a text, no image", cure)
+    if not isinstance(result, Image.Image):
+        raise SampleError(image.place, f"the call {call} gives a {type(result).__name__}, no image", "Mend the tool")
+    return result
 
 
 def visual_sizes(sample: Sample, limits: VisualLimits) -> list[tuple[int, int, int]]:
@@ -128,18 +139,30 @@ def visual_sizes(sample: Sample, limits: VisualLimits) -> list[tuple[int, int, i
     """
     try:
         if sample.video is None:
+            budget = limits.budget(sample.kind)
+            size_of = partial(image_size, max_megapixels=limits.max_image_megapixels, max_pixels=budget[1])
+            if not any(isinstance(image, ToolImage) for image in sample.images):
+                return [(1, *size_of(image)) for image in sample.images]
             # a tool needs no pixels to tell how large its result will be
-            blanks = tool_images(sample, lambda image: Image.new("1", image_size(image)[::-1]))
-            return [(1, image.height, image.width) for image in blanks]
+            blanks = tool_images(sample, lambda image: _blank(*size_of(image)))
+            return [(1, *full_size(image)) for image in blanks]
         if isinstance(sample.video, list):
-            num_frames, (height, width) = len(sample.video), image_size(sample.video[0])
+            num_frames = len(sample.video)
+            height, width = image_size(sample.video[0], limits.max_image_megapixels, limits.video_max_pixels)
         else:
             num_frames, height, width = video_info(sample.video)
         return [(len(sample_indices(num_frames, limits.min_frames, limits.max_frames)), height, width)]
     except SampleError:
         raise
-    except ValueError as error:
+    except (ArithmeticError, OSError, ValueError) as error:
         raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
+
+
+def _blank(height: int, width: int) -> Image.Image:
+    """A picture of this size without pixels; of a very large one a reduced one, as it is read."""
+    scale = 1 if height * width <= MAX_IMAGE_MEGAPIXELS * 1e6 else 8
+    blank = Image.new("1", (math.ceil(width / scale), math.ceil(height / scale)))
+    return blank if scale == 1 else remember_full_size(blank, height, width)
 
 
 def grids_of(sizes: list[tuple[int, int, int]], budget: Budget) -> list[Grid]:
@@ -156,6 +179,10 @@ def measure(sample: Sample, processor: Ovis2_5Processor, limits: VisualLimits, l
     """
     rendered = training_text(sample.conversations)
     limit_name, limit = lengths.of(sample)
+    if len(rendered.text) > _MAX_TOKEN_CHARACTERS * limit:
+        # far too long to be worth the tokenizer's memory
+        problem = f"its text has {len(rendered.text):,} characters, far more than {limit_name} {limit} allows"
+        raise LongSampleError("conversations", problem, f"Raise {limit_name}, or shorten the text")
     budget, grids, sizes = None, [], []
     if sample.kind != "text":
         budget, sizes = limits.budget(sample.kind), visual_sizes(sample, limits)

@@ -7,14 +7,16 @@ A datainfo file is a JSON object, name -> {"meta_file": samples, "image_dir": fo
 import difflib
 from pathlib import Path
 
-from ovis25.data.schema import SampleError, ToolImage, parse_sample
-from ovis25.data.source import DataError, read_rows
-from ovis25.files import read_json_object, resolve_input
+from ovis25.data.errors import DataError, SampleError
+from ovis25.data.forms import ROW_KEYS
+from ovis25.data.keys import ORIGIN_KEY
+from ovis25.data.schema import ToolImage, parse_sample
+from ovis25.data.source import read_rows
+from ovis25.data.spellings import REASONING_KEYS
+from ovis25.files import from_file_address, read_json_object, resolve_input
 
 PREFIX = "datainfo:"
 CAPTION_PROMPT = "<image>\nDescribe the image."
-# the key of a joined row that names its own file and index, for messages
-ORIGIN_KEY = "_origin"
 _ENTRY_KEYS = ("meta_file", "image_dir", "data_format")
 
 
@@ -116,12 +118,12 @@ def _from_caption(row: dict, origin: str, template: str) -> dict:
 
 
 def _with_absolute_paths(row: dict, image_dir: Path) -> dict:
-    """The row with its visuals under `image` or `video`, wherever they stood (messages have them in their parts)."""
+    """The row as turns, with its visuals under `image` or `video`, whatever form it had."""
     try:
         sample = parse_sample(row)
     except SampleError:
         return row
-    others = {key: value for key, value in row.items() if key not in ("messages", "image", "video", "video_frames")}
+    others = {key: value for key, value in row.items() if key not in (*ROW_KEYS, *REASONING_KEYS)}
     files = [image for image in sample.images if not isinstance(image, ToolImage)]
     visuals = {"image": files} if files else {"video": sample.video} if sample.video else {}
     return {
@@ -135,4 +137,4 @@ def _absolute(source, image_dir: Path):
     if isinstance(source, list):
         return [_absolute(part, image_dir) for part in source]
     # bytes are a picture, not a path
-    return str(image_dir / source) if isinstance(source, str) else source
+    return str(image_dir / Path(from_file_address(source)).expanduser()) if isinstance(source, str) else source

@@ -1,10 +1,10 @@
 """The training set: rows checked once, decoded lazily, one item a sample."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import Dataset
 
+from ovis25.constants import IGNORE_INDEX, MAX_IMAGE_MEGAPIXELS, SINGLE_IMAGE_PIXELS
 from ovis25.data.checks import Budget, Defect, Grid, LengthLimits, LongSampleError, locate, measure, tool_images
-from ovis25.data.datainfo import ORIGIN_KEY
-from ovis25.data.schema import Sample, SampleError, parse_sample
-from ovis25.data.source import DataError, read_rows
+from ovis25.data.errors import DataError, SampleError, label
+from ovis25.data.keys import ORIGIN_KEY
+from ovis25.data.schema import Sample, parse_sample
+from ovis25.data.skipped import BrokenSamples, append_skipped
+from ovis25.data.source import read_rows
 from ovis25.data.visual_cache import CachedVisuals
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.image import open_image, patchify, patchify_bytes
@@ -31,7 +34,11 @@ SIZES = np.dtype([("tokens", np.int32), ("learned", np.int32), ("visual", np.int
 
 @dataclass
 class Statistics:
-    """Counts over the samples that are used; `is_estimate` where they come from a spot check."""
+    """Counts over the samples that are used; `is_estimate` where they come from a spot check.
+
+    `num_empty_thinking`: answers with an explicit empty `<think>` block; `num_placed`: visuals that no text names, put
+    before the first question; `unused_keys`: keys of rows and turns that nothing reads, and how many samples have them.
+    """
 
     num_samples: int
     num_skipped: int
@@ -42,18 +49,22 @@ class Statistics:
     longest: int
     is_estimate: bool
     kinds: dict[str, int] = field(default_factory=dict)
+    num_empty_thinking: int = 0
+    num_placed: int = 0
+    unused_keys: dict[str, int] = field(default_factory=dict)
 
 
 class ConversationDataset(Dataset):
     """Samples in the documented format as the model's training items.
 
     Item i is a dict of 1-D int64 `input_ids` and `labels`, and `pixel_values` (N, 768) float32 and `grid_thws`
-    (k, 3) int64, both None for text.
+    (k, 3) int64, both None for text. With `on_bad_sample` "skip" a sample that breaks while decoding is a neutral item:
+    two tokens, no label, no visual, so that it counts in no loss and every rank takes its steps.
 
     Args:
-        data_path: a .json or .jsonl file, or a sequence of rows. A list is checked like a file; of any other
-            sequence (rows made on demand) about 256 rows, evenly spread, are checked, and the statistics are estimates,
-            unless `measure_all`.
+        data_path: a data file (see `source.read_rows`), or a sequence of rows. A list is checked like a file; of any
+            other sequence (rows made on demand) about 256 rows, evenly spread, are checked, and the statistics are
+            estimates, unless `measure_all`.
         processor: of the checkpoint that is trained.
         image_folder: where relative paths start; by default the data file's folder.
         single_image_min_pixels, ..., max_frames: the fields of `VisualLimits`.
@@ -104,12 +115,15 @@ class ConversationDataset(Dataset):
         self._sizes = np.zeros(0, SIZES)
         self._shrunk: dict[int, tuple[int, int]] = {}
         self._kinds: Counter = Counter()
+        self._unused_keys: Counter = Counter()
+        self._num_empty_thinking = self._num_placed = 0
         if image_folder is not None and not self.folder.is_dir():
             raise DataError(f"image_folder {image_folder} is no folder")
         if check:
             is_spot_check = self.is_generated and not measure_all
             step = max(1, len(self.rows) // _SPOT_CHECK) if is_spot_check else 1
             self._check(range(0, len(self.rows), step), show_progress)
+        self._broken = BrokenSamples(len(self))
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -118,23 +132,43 @@ class ConversationDataset(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         item = self.read(index)
-        return self[(index + 1) % len(self)] if item is None else item
+        return self.neutral_item() if item is None else item
 
     def read(self, index: int) -> dict[str, torch.Tensor | None] | None:
         """Item `index`; None where it breaks while decoding and may be skipped, which is noted in `skipped_path`.
 
         Raises:
-            DataError: it breaks, and may not be skipped or is the only sample.
+            DataError: it breaks and may not be skipped, or every sample has.
         """
+        index %= len(self)
         row_index = self.row_index(index)
         try:
             return self._encode(row_index)
         except SampleError as error:
             defect = self.defect(row_index, error)
-            if self.on_bad_sample == "error" or len(self) == 1:
-                raise DataError(defect.describe(self.source)) from error
+        except FileNotFoundError as error:
+            # of the visual cache; a worker would wrap its stack around the message
+            raise DataError(str(error)) from error
+        if not self._may_skip(defect):
+            raise DataError(defect.describe(self.source))
+        if self._broken.note(index):
             self._note_skipped(defect)
-            return None
+        if self._broken.are_all:
+            raise DataError(
+                f"{self.source}: every sample breaks while decoding; one of them: {defect.describe(self.source)}"
+            )
+        return None
+
+    def neutral_item(self) -> dict[str, torch.Tensor | None]:
+        """What stands for a sample that broke: text without any label."""
+        ids = torch.full((2,), self.processor.tokenizer.pad_token_id)
+        item = {"input_ids": ids, "labels": torch.full_like(ids, IGNORE_INDEX), "pixel_values": None, "grid_thws": None}
+        return item if self._visuals is None else {**item, "visual_embeds": self._visuals.cache.read(())[0]}
+
+    @property
+    def num_broken(self) -> int:
+        """How many samples broke while decoding so far, in this process and its workers."""
+        return len(self._broken)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -165,12 +199,15 @@ class ConversationDataset(Dataset):
             longest=int(self._sizes["tokens"].max(initial=0)),
             is_estimate=len(self._sizes) != len(self),
             kinds={kind: round(count * share) for kind, count in self._kinds.items()},
+            num_empty_thinking=round(self._num_empty_thinking * share),
+            num_placed=round(self._num_placed * share),
+            unused_keys={key: round(count * share) for key, count in self._unused_keys.most_common()},
         )
 
     def write_skipped(self, path: str | Path) -> None:
-        """Append the samples left out as JSON lines."""
-        for defect in self.skipped:
-            _append(path, self.source, defect)
+        """Append the samples left out as JSON lines, those that the file does not list yet."""
+        if self.skipped:
+            append_skipped(path, self.source, self.skipped)
 
     def row_index(self, index: int) -> int:
         """Which row sample `index` is; rows that are left out are not counted."""
@@ -244,16 +281,23 @@ class ConversationDataset(Dataset):
             if sample.video is not None:
                 inputs = [self.processor.load_frames(sample.video, self.limits)]
             else:
-                inputs = [[image] for image in tool_images(sample, open_image)]
+                inputs = [[image] for image in tool_images(sample, partial(open_image, **self._bounds(budget)))]
             cut = patchify_bytes if self.raw_pixels else patchify
             return [cut(frames, *budget) for frames in inputs]
         except SampleError:
             raise
-        except ValueError as error:
+        except (ArithmeticError, OSError, ValueError) as error:
             raise SampleError(sample.visual_field, str(error), "Replace the file, or remove the sample") from error
 
-    def _sample(self, row_index: int) -> Sample:
-        return locate(parse_sample(self.rows[row_index]), self.folder)
+    def _bounds(self, budget: Budget | None) -> dict[str, float]:
+        """What `open_image` is to know of the limits, where its defaults do not say it."""
+        limit = self.limits.max_image_megapixels
+        if budget is None or (limit == MAX_IMAGE_MEGAPIXELS and budget[1] <= SINGLE_IMAGE_PIXELS[1]):
+            return {}
+        return {"max_megapixels": limit, "max_pixels": budget[1]}
+
+    def _sample(self, row_index: int, suggest: bool = True) -> Sample:
+        return locate(parse_sample(self.rows[row_index]), self.folder, suggest)
 
     def _check(self, rows: range, show_progress: bool) -> None:
         """Form and files of every row first; then picture headers and lengths. Rows made on demand are made once."""
@@ -261,7 +305,8 @@ class ConversationDataset(Dataset):
         bad: dict[int, Defect] = {}
         for row_index in () if self.is_generated else rows:
             try:
-                self._sample(row_index)
+                # looking for neighbours reads folders: only where the message is shown
+                self._sample(row_index, suggest=len(bad) < _MAX_LISTED)
             except SampleError as error:
                 bad[row_index] = self.defect(row_index, error)
         if bad and self.on_bad_sample == "error":
@@ -285,6 +330,9 @@ class ConversationDataset(Dataset):
         sample = self._sample(row_index)
         found = measure(sample, self.processor, self.limits, self.length_limits)
         self._kinds[sample.kind] += 1
+        self._unused_keys.update(sample.unused_keys)
+        self._num_empty_thinking += sample.num_empty_thinking
+        self._num_placed += sample.num_placed
         if found.is_shrunk:
             self._shrunk[row_index] = found.budget
         return found.num_tokens, found.num_learned, found.num_visual, found.num_patch_pairs
@@ -316,25 +364,25 @@ class ConversationDataset(Dataset):
     def defect(self, row_index: int, error: SampleError) -> Defect:
         """The error as the record of a row that cannot be used."""
         row = self.rows[row_index]
-        name = row.get("id") if isinstance(row, dict) else None
+        name, origin = (row.get("id"), row.get(ORIGIN_KEY)) if isinstance(row, dict) else (None, None)
         return Defect(
             index=row_index,
-            id=None if name is None else str(name),
+            id=_short_id(name),
             field=error.field,
             problem=error.problem,
             cure=error.cure,
             is_long=isinstance(error, LongSampleError),
-            origin=row.get(ORIGIN_KEY) if isinstance(row, dict) else None,
+            origin=origin if isinstance(origin, str) else None,
         )
 
     def _note_skipped(self, defect: Defect) -> None:
         logger.warning("left out while training: %s", defect.describe(self.source))
         if self.skipped_path is not None:
-            _append(self.skipped_path, self.source, defect)
+            append_skipped(self.skipped_path, self.source, [defect])
 
 
-def _append(path: str | Path, source: str, defect: Defect) -> None:
-    """One line in one write, so that several workers can share the file."""
-    line = json.dumps({"source": source, **asdict(defect)}, ensure_ascii=False) + "\n"
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line)
+def _short_id(name) -> str | None:
+    """A row's id for messages and records; other things than text and numbers are a defect of their own."""
+    if not isinstance(name, (str, int, float)):
+        return None
+    return label(name)

@@ -29,8 +29,8 @@ class PackedDataset(Dataset):
     Item i is a dict of 1-D int64 `input_ids`, `labels`, `position_ids` (from 0 in each sample; the first label of each
     is -100) and `sequence_lengths` (tokens of each sample), and the samples' visuals in order, as the dataset has them.
 
-    A sample that breaks while decoding is left out of its row where the dataset may skip it: its substitute could be
-    longer than the room it leaves. A row without any sample left is the dataset's next sample.
+    A sample that breaks while decoding is left out of its row where the dataset may skip it. A row without any sample
+    left is the dataset's neutral item, which nothing is learned from.
 
     Args:
         dataset: whose every sample is measured.
@@ -61,7 +61,7 @@ class PackedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | None]:
         samples = self.samples_of(index).tolist()
         items = [item for item in map(self.dataset.read, samples) if item is not None]
-        items = items or [self.dataset[(samples[-1] + 1) % len(self.dataset)]]
+        items = items or [self.dataset.neutral_item()]
         return join_packed([pack_item(item) for item in items])
 
     def samples_of(self, index: int) -> np.ndarray:

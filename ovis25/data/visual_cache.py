@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ovis25.data.checks import Budget, Defect, Grid
 from ovis25.data.schema import SampleError
+from ovis25.files import follow_umask
 from ovis25.processing.image import ImageSource, open_image
 
 # part of every key: raise it when the same input would give other embeddings
@@ -66,6 +67,7 @@ class VisualCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{key}.{os.getpid()}-{uuid.uuid4().hex}.tmp")
         save_file({"embeds": embeds_MH.contiguous(), "grid": torch.tensor(grid)}, temporary)
+        follow_umask(temporary)
         temporary.replace(path)
 
     def read(self, keys: tuple[str, ...]) -> tuple[torch.Tensor, list[Grid]]:

@@ -4,6 +4,7 @@ Both are datasets for a DataLoader, so that workers hash and decode.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class SampleKeys(Dataset):
     def _image_digests(self, sample: Sample) -> list[str]:
         if not any(isinstance(image, ToolImage) for image in sample.images):
             return [self._digest(image) for image in sample.images]
-        made = tool_images(sample, open_image)
+        made = tool_images(sample, partial(open_image, max_megapixels=self.dataset.limits.max_image_megapixels))
         return [
             content_digest(picture) if isinstance(image, ToolImage) else self._digest(image)
             for image, picture in zip(sample.images, made, strict=True)

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from ovis25.constants import VISUAL_ATOM_ID
+from ovis25.inference.checks import check_flag
 from ovis25.inference.decoding import Row
 from ovis25.inference.reply import Piece, Reply, ReplyStream
 from ovis25.processing.chat import tokenize
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 class Chat:
     """Made by `Ovis25Inference.chat(**options)`; the options hold for every turn and can be changed for one.
+    What is wrong with them is a RequestError at once.
 
     Every picture keeps the pixel budget it was sent with (the single image's by default), so that later pictures do
     not change earlier ones. Earlier thinking and tool calls are not shown to the model again, as the released template
@@ -32,6 +34,8 @@ class Chat:
     """
 
     def __init__(self, engine: "Ovis25Inference", **options):
+        # what is wrong with the options is said now, not at the first turn
+        engine.request("a first turn", **options)
         self._engine, self.options = engine, options
         self.reset()
 
@@ -55,6 +59,7 @@ class Chat:
         return_thinking: bool = False, **options,
     ) -> str | Reply:  # fmt: skip
         """The next turn's answer."""
+        check_flag("return_thinking", return_thinking)
         stream = self.stream(prompt, images, video, **options)
         for _ in stream:
             pass
@@ -69,7 +74,7 @@ class Chat:
     def _turn(self, prompt, images, video, options) -> Iterator[Piece]:
         engine = self._engine
         request, generation = engine.request(prompt, images, video, **options)
-        new = engine.encode(request)
+        new = engine.encode(request, generation)
         *system, question = request.messages()
         messages = [*(self.messages or system), question]
         new.text = engine.processor.apply_chat_template(

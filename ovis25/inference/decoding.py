@@ -71,6 +71,7 @@ def start_decoding(
     budget_tokens: BudgetTokens,
     on_token: Callable[[int, torch.Tensor], Appended | None],
     cache: Cache | None = None,
+    seed: int | None = None,
     **generation,
 ) -> Iterator[None]:
     """Check and prepare everything; returns an iterator that decodes as it is drawn from, and fills `rows`.
@@ -80,8 +81,10 @@ def start_decoding(
         attention_mask: (B, T), or None where nothing is padded. A given `cache` needs None.
         on_token: called with the row's index after each token it chose; may return what to append.
         cache: a dynamic cache with the beginning of the only row; it is extended.
+        seed: makes sampling repeatable; without it torch's own random numbers are drawn.
         generation: arguments of transformers' `generate`.
     """
+    random = None if seed is None else torch.Generator(inputs_embeds.device).manual_seed(seed)
     if stop_strings := generation.pop("stop_strings", None):
         criteria = generation.setdefault("stopping_criteria", StoppingCriteriaList())
         criteria.append(StopStringCriteria(tokenizer, stop_strings))
@@ -91,7 +94,7 @@ def start_decoding(
         memory = model_kwargs.get("past_key_values") if cache is None else cache
         return _decode(
             model, rows, inputs_embeds, attention_mask, memory, logits_processor, kept, generation_config,
-            budget_tokens, on_token,
+            budget_tokens, on_token, random,
         )  # fmt: skip
 
     mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device)
@@ -99,19 +102,21 @@ def start_decoding(
         inputs_embeds=inputs_embeds,
         attention_mask=mask if attention_mask is None else attention_mask,
         custom_generate=loop,
-        max_new_tokens=max(row.max_new_tokens for row in rows),
+        # a row may be allowed more than the model is long; no memory is taken for that
+        max_new_tokens=min(max(row.max_new_tokens for row in rows), _longest(model)),
         **generation,
     )
 
 
 @torch.no_grad()
 def _decode(
-    model, rows, inputs_embeds, attention_mask, cache, logits_processor, criteria, config, budget_tokens, on_token
-) -> Iterator[None]:
+    model, rows, inputs_embeds, attention_mask, cache, logits_processor, criteria, config, budget_tokens, on_token,
+    random,
+) -> Iterator[None]:  # fmt: skip
     device = inputs_embeds.device
     embedding, pad = model.get_input_embeddings(), int(config._pad_token_tensor or 0)
     stop_ids = set(_as_list(config.eos_token_id))
-    longest = model.config.llm_config.max_position_embeddings
+    longest = _longest(model)
     history = torch.empty(len(rows), 0, dtype=torch.int64, device=device)
     fed, positions = inputs_embeds, _prompt_positions(inputs_embeds, attention_mask, cache)
     # the compiled call pays where every step has the same shapes
@@ -132,7 +137,7 @@ def _decode(
         cache = output.past_key_values
         scores = logits_processor(history, output.logits[:, -1].float())
         if config.do_sample:
-            tokens = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)
+            tokens = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1, generator=random)
         else:
             tokens = scores.argmax(dim=-1, keepdim=True)
         is_stop = criteria(torch.cat([history, tokens], dim=1), None).tolist() if criteria else [False] * len(rows)
@@ -169,6 +174,10 @@ def _decode(
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), num_fed)], dim=1)
         step = decode if num_fed == 1 else model
+
+
+def _longest(model: Ovis2_5) -> int:
+    return model.config.llm_config.max_position_embeddings
 
 
 def _prompt_positions(inputs_embeds, attention_mask, cache) -> torch.Tensor:

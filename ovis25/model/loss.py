@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ovis25.constants import IGNORE_INDEX
-from ovis25.model.recompute import in_chunks
+from ovis25.model.recompute import chunk_size, device_memory, in_chunks
 
-# learned rows whose logits exist at once (1024 x 151936 in float32: 622 MB)
+# learned rows whose logits exist at once (1024 x 151936 in float32: 622 MB); fewer on small devices
 CHUNK_ROWS = 1024
 
 
@@ -19,6 +19,9 @@ class LmHead(nn.Linear):
 
     Sharded weights (ZeRO-3, FSDP) are gathered once per call, so ranks may differ in their number of learned rows.
     """
+
+    # the memory that chunks are made for, where it is not that of the device the rows are on
+    planned_memory: int | None = None
 
     def forward(
         self,
@@ -47,7 +50,8 @@ class LmHead(nn.Linear):
                 return losses_R[:, None]
             return torch.stack([losses_R, *_row_metrics(logits_RV.detach(), targets_R)], dim=1)
 
-        return in_chunks(row_losses, hidden, targets_R, size=CHUNK_ROWS)
+        size = chunk_size(CHUNK_ROWS, self.out_features, self.planned_memory or device_memory(hidden.device))
+        return in_chunks(row_losses, hidden, targets_R, size=size)
 
 
 def next_token_loss(

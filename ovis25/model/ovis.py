@@ -3,8 +3,10 @@
 Shapes: B batch, T positions, H LLM width, N patches, K numbers per patch, M visual tokens, V vocabulary.
 """
 
+import copy
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,13 +14,19 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ovis25.checkpoint import copy_side_files, hub_arguments, resolve_checkpoint
+from ovis25.checkpoint import CheckpointError, copy_side_files, hub_arguments, resolve_checkpoint
 from ovis25.constants import INDICATOR_IDS, NUM_INDICATORS, PIXEL_TABLE, VISUAL_ATOM_ID
+from ovis25.files import follow_umask
 from ovis25.model.attention import PACKED_ATTENTION, Segments
 from ovis25.model.config import Ovis2_5_Config
 from ovis25.model.llm import build_llm
 from ovis25.model.loss import next_token_loss
 from ovis25.model.visual_tokenizer import VisualEmbedding, VisualTokenizer
+from ovis25.weights import check_weights
+
+LM_HEAD = "llm.lm_head.weight"
+# arguments with which other weights are loaded than those that lie in the folder under the model's names
+_OTHER_WEIGHTS = ("variant", "state_dict", "key_mapping", "ignore_mismatched_sizes", "subfolder", "gguf_file")
 
 
 @dataclass
@@ -60,17 +68,19 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
 
         Raises:
             FileNotFoundError: no such folder, or the hub cannot be reached; names where it looked.
-            ValueError: the folder's weights have other names: nothing is half loaded.
+            CheckpointError: weights that are missing, cut, or not of this model: nothing is half loaded.
+            ValueError: a config that this model would compute wrongly.
         """
         with_info = kwargs.pop("output_loading_info", False)
         folder = resolve_checkpoint(pretrained_model_name_or_path, **hub_arguments(kwargs))
+        if not any(kwargs.get(name) for name in _OTHER_WEIGHTS):
+            check_stored_weights(folder, Ovis2_5_Config.from_pretrained(folder))
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
-            missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-            raise ValueError(
-                f"{folder} lacks {len(missing)} weights of the released layout, {', '.join(missing[:3])} and so on, "
-                f"and holds {len(unexpected)} under other names: {', '.join(unexpected[:3]) or 'none'}"
-            )
+        for kind in ("missing", "unexpected", "mismatched"):
+            if names := sorted(map(str, info[f"{kind}_keys"])):
+                if kind == "mismatched" and kwargs.get("ignore_mismatched_sizes"):
+                    continue
+                raise CheckpointError(f"{folder}: {len(names)} weights are {kind}: {', '.join(names[:3])}")
         # loading makes every parameter trainable again
         model.visual_tokenizer.vit.vision_model.post_layernorm.requires_grad_(False)
         model.base_folder = folder
@@ -81,10 +91,12 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
+        follow_umask(*Path(save_directory).glob("*.safetensors"))
         if state_dict := kwargs.get("state_dict"):
             # the weights that were written, which may have another dtype than those in memory
-            self.config.dtype = next(value.dtype for value in state_dict.values() if value.is_floating_point())
-            self.config.save_pretrained(save_directory)
+            written = copy.deepcopy(self.config)
+            written.dtype = next(value.dtype for value in state_dict.values() if value.is_floating_point())
+            written.save_pretrained(save_directory)
         if getattr(self, "base_folder", None):
             copy_side_files(self.base_folder, save_directory)
 
@@ -330,6 +342,27 @@ class Ovis2_5(PreTrainedModel, GenerationMixin):
         repeats = len(output.sequences) // len(input_ids)
         output.sequences = torch.cat([input_ids.repeat_interleave(repeats, 0), output.sequences], dim=1)
         return output
+
+
+def check_stored_weights(folder: Path, config: Ovis2_5_Config) -> None:
+    """Look through a folder's weights, by their headers, for exactly the tensors that the config describes.
+
+    Raises:
+        CheckpointError: see `check_weights`. Weights that a library has quantized have its own names and are not
+            compared.
+    """
+    if getattr(config, "quantization_config", None) is None:
+        check_weights(folder, weight_shapes(config), may_have=(LM_HEAD,))
+
+
+def weight_shapes(config: Ovis2_5_Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the model saves; a tied output layer is the embedding and not repeated."""
+    with torch.device("meta"):
+        model = Ovis2_5(copy.deepcopy(config))
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if config.llm_config.tie_word_embeddings:
+        shapes.pop(LM_HEAD, None)
+    return shapes
 
 
 def _put_rows(embeds_BTH: torch.Tensor, places_BT: torch.Tensor, rows_RH: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,10 @@ from torch import nn
 
 from ovis25.constants import NUM_INDICATORS
 from ovis25.model.config import Ovis2_5_Config
-from ovis25.model.recompute import in_chunks
+from ovis25.model.recompute import chunk_size, device_memory, in_chunks
 from ovis25.model.vision import SiglipNavit
 
-# visual tokens whose probabilities exist at once (1024 x 65532 in float32: 268 MB)
+# visual tokens whose probabilities exist at once (1024 x 65532 in float32: 268 MB); fewer on small devices
 CHUNK_TOKENS = 1024
 
 
@@ -21,6 +21,8 @@ class VisualHead(nn.Sequential):
 
     # DeepSpeed ZeRO-3 then gathers the whole head once a pass: ranks may differ in their number of chunks
     _z3_leaf = True
+    # the memory that chunks are made for, where it is not that of the device the rows are on
+    planned_memory: int | None = None
 
     def forward(self, features_MF: torch.Tensor, words_VH: torch.Tensor | None = None) -> torch.Tensor:
         """(M, V - 4) probabilities in the working dtype; with `words_VH` (V - 4, H) the embeddings (M, H) they mix.
@@ -29,7 +31,8 @@ class VisualHead(nn.Sequential):
         """
         if words_VH is None:
             return self._probabilities(features_MF)
-        return in_chunks(lambda features: self._probabilities(features) @ words_VH, features_MF, size=CHUNK_TOKENS)
+        size = chunk_size(CHUNK_TOKENS, len(words_VH), self.planned_memory or device_memory(features_MF.device))
+        return in_chunks(lambda features: self._probabilities(features) @ words_VH, features_MF, size=size)
 
     def _probabilities(self, features_MF: torch.Tensor) -> torch.Tensor:
         logits_MV = super().forward(features_MF)

@@ -34,6 +34,8 @@ ROLES = {"system": "system", "human": "user", "gpt": "assistant", "ignored_gpt":
 LEARNED_ROLE = "gpt"
 
 _PLACEHOLDERS = re.compile(f"({IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})")
+# thinking that is empty, whatever blanks it holds: the way of saying that there is none
+_EMPTY_BLOCK = re.compile(rf"\s*{THINK_BEGIN}\s*{THINK_END}\s*")
 # what a tool gave, right after its call; read, never learned (an image's positions are not learned anyway)
 _TOOL_RESPONSE = re.compile(f"(?<={TOOL_CALL_END}){TOOL_RESPONSE_BEGIN}.*?{TOOL_RESPONSE_END}", re.DOTALL)
 # a call, and the image that it gave
@@ -60,7 +62,8 @@ class TrainingText:
 def training_text(conversations: list[dict[str, str]]) -> TrainingText:
     """Render turns with `from` (system, human, gpt, ignored_gpt) and `value`.
 
-    A gpt turn without a `<think>..</think>` of its own gets the empty block in front, which is not learned.
+    A gpt turn without a `<think>..</think>` of its own gets the empty block in front, which is not learned; neither is
+    an empty block that stands there already, which gives the same tokens.
     Its value and `<|im_end|>` are learned; headers, other turns and newlines between turns are not. In a value, a
     `<tool_response>..</tool_response>` right after `</tool_call>` is not learned: the tool writes it.
     The last newline is dropped.
@@ -69,8 +72,11 @@ def training_text(conversations: list[dict[str, str]]) -> TrainingText:
     for index, turn in enumerate(conversations):
         role, value = turn["from"], turn["value"]
         rendered.add(f"{TURN_BEGIN}{ROLES[role]}\n")
-        if role == LEARNED_ROLE and not (THINK_BEGIN in value and THINK_END in value):
-            rendered.add(EMPTY_THINK)
+        if role == LEARNED_ROLE:
+            explicit = empty_thinking(value)
+            value = value if explicit is None else value[explicit:]
+            if explicit is not None or not (THINK_BEGIN in value and THINK_END in value):
+                rendered.add(EMPTY_THINK)
         is_learned, start = role == LEARNED_ROLE, 0
         for response in _TOOL_RESPONSE.finditer(value):
             rendered.add(value[start : response.start()], learned=is_learned)
@@ -80,6 +86,12 @@ def training_text(conversations: list[dict[str, str]]) -> TrainingText:
         if index < len(conversations) - 1:
             rendered.add("\n")
     return rendered
+
+
+def empty_thinking(value: str) -> int | None:
+    """Where an answer goes on behind the empty `<think>..</think>` that it begins with; None where there is none."""
+    found = _EMPTY_BLOCK.match(value)
+    return found.end() if found else None
 
 
 def count_placeholders(text: str) -> tuple[int, int]:
@@ -135,3 +147,13 @@ def tool_result_ids(tokenizer, result: str | tuple[int, int, int]) -> list[int]:
         text = f"{TOOL_RESPONSE_BEGIN}{result}{TOOL_RESPONSE_END}"
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return [IMAGE_BEGIN_ID, *[VISUAL_ATOM_ID] * num_visual_tokens(result), IMAGE_END_ID]
+
+
+def harmless(tokenizer, text: str) -> str:
+    """A text in which no control token is left: `<|im_end|>` becomes `&lt;|im_end|>`, so for tags and placeholders.
+
+    What a tool gives is somebody else's text; it must not end its own tags, or begin a turn.
+    """
+    controls = [*tokenizer.get_added_vocab(), IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER]
+    pattern = "|".join(re.escape(control[1:]) for control in controls if control[0] == "<")
+    return re.sub(f"<(?={pattern})", "&lt;", text)

@@ -5,127 +5,128 @@ The arithmetic is the released preprocessing's, bit for bit (remote code of AIDC
 
 import io
 import math
-import struct
-import time
-import urllib.request
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE, PIXEL_TABLE, SIZE_FACTOR
+from ovis25.constants import (
+    HIDDEN_STRIDE,
+    MAX_IMAGE_MEGAPIXELS,
+    PATCH_SIZE,
+    PIXEL_TABLE,
+    SINGLE_IMAGE_PIXELS,
+    SIZE_FACTOR,
+)
+from ovis25.processing.colour import to_rgb
+from ovis25.processing.large import exceeds_pillows_limit, pillows_limit_lifted, reduction
+from ovis25.processing.png import has_text_behind_pixels, is_png, without_large_texts
+from ovis25.processing.sources import ImageSource, as_file, naming
+from ovis25.reduced import full_size, remember_full_size
 
-ImageSource = str | Path | bytes | Image.Image
+Result = TypeVar("Result")
 
 _MAX_ASPECT_RATIO = 200
-# of a picture from the net: how long it may take in all, and how large the file may be
-DOWNLOAD_SECONDS = 30.0
-DOWNLOAD_BYTES = 64 * 2**20
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
-_PNG_TEXT = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+# formats whose header may say another size than the pixels have, or whose parts are chosen while loading
+_SIZED_BY_DECODING = ("CUR", "EPS", "ICNS", "ICO", "WMF")
 
 
-def open_image(source: ImageSource) -> Image.Image:
-    """Read a path, http(s) address, bytes or PIL image as upright RGB.
+def open_image(
+    source: ImageSource,
+    max_megapixels: float = MAX_IMAGE_MEGAPIXELS,
+    max_pixels: int = SINGLE_IMAGE_PIXELS[1],
+) -> Image.Image:
+    """Read a path, http(s) address, `data:` URL, bytes or PIL image as upright RGB.
 
-    EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits; an animated
-    file gives its first frame.
+    EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits, floats by their
+    largest finite value; an animated file gives its first frame.
+
+    A JPEG of more than `max_megapixels` is decoded at 1/2, 1/4 or 1/8 of its sides, but with no less than `max_pixels`
+    (what it will be resized to at most); `full_size` tells its whole size. A PIL image is read whatever its size.
 
     Raises:
-        ValueError: the file is missing or is no image that Pillow reads whole.
+        ValueError: the file is missing, is no image that Pillow reads whole, or has more pixels than allowed.
     """
-    image = _open_lazily(source)
-    try:
-        image.load()
-        # Pillow copies a picture that stands upright already
-        is_upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-        return _to_rgb(image if is_upright else ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{_describe(source)} cannot be decoded: {error}") from error
+    return _read(source, partial(_upright_rgb, max_megapixels=max_megapixels, max_pixels=max_pixels))
 
 
-def image_size(source: ImageSource) -> tuple[int, int]:
-    """Upright (height, width), read from the header alone. Raises as `open_image`."""
-    image = _open_lazily(source)
-    width, height = image.size
-    try:
-        # Pillow decodes a whole PNG to look for EXIF data behind the pixels
-        has_header = isinstance(image, PngImageFile) and image.fp and not _has_text_behind_pixels(image)
-        exif = Image.Image.getexif(image) if has_header else image.getexif()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{_describe(source)} cannot be decoded: {error}") from error
-    return (width, height) if exif.get(_EXIF_ORIENTATION) in _SIDEWAYS else (height, width)
+def image_size(
+    source: ImageSource,
+    max_megapixels: float = MAX_IMAGE_MEGAPIXELS,
+    max_pixels: int = SINGLE_IMAGE_PIXELS[1],
+) -> tuple[int, int]:
+    """Upright (height, width) of the whole picture, read from the header alone. Raises as `open_image`."""
+    return _read(source, partial(_upright_size, max_megapixels=max_megapixels, max_pixels=max_pixels))
 
 
-def _has_text_behind_pixels(image: PngImageFile) -> bool:
-    """Whether a PNG file has chunks that may tell its orientation after its pixels; looks at chunk headers alone."""
-    file, position = image.fp, image.fp.tell()
-    seen_pixels = False
-    # the eight bytes of the signature, then chunks of length, name, data and checksum
-    file.seek(8)
-    try:
-        while len(header := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", header)
-            if seen_pixels and name in _PNG_TEXT:
-                return True
-            seen_pixels = seen_pixels or name == b"IDAT"
-            file.seek(length + 4, io.SEEK_CUR)
-        return False
-    finally:
-        file.seek(position)
-
-
-def _open_lazily(source: ImageSource) -> Image.Image:
+def _read(source: ImageSource, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of the opened picture."""
     if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        source = download(source)
-    if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise ValueError(f"{source} does not exist")
+        with naming(source, "cannot be decoded"):
+            return use(source, max_megapixels=math.inf)
+    file = as_file(source)
+    with naming(source, "is no readable image"):
+        image = _open(file)
+    limit = pillows_limit_lifted() if exceeds_pillows_limit(image) else nullcontext()
+    with naming(source, "cannot be decoded"), limit:
+        try:
+            return use(image)
+        except ValueError:
+            if not isinstance(image, PngImageFile):
+                raise
+            # its texts may stand behind the pixels
+            return use(Image.open(without_large_texts(file)))
+
+
+def _open(file: Path | io.BytesIO) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{_describe(source)} is no readable image: {error}") from error
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        # the limit is ours, and a JPEG may be larger
+        with pillows_limit_lifted():
+            return Image.open(file)
+    except ValueError:
+        if not is_png(file):
+            raise
+        return Image.open(without_large_texts(file))
 
 
-def download(address: str) -> bytes:
-    """The file behind an http(s) address. Raises ValueError: unreachable, too slow, or too large."""
-    deadline, chunks, size = time.monotonic() + DOWNLOAD_SECONDS, [], 0
-    try:
-        request = urllib.request.Request(address, headers={"User-Agent": "ovis25"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as response:
-            while chunk := response.read(2**16):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > DOWNLOAD_BYTES:
-                    raise ValueError(f"{address} is larger than {DOWNLOAD_BYTES // 2**20} MiB")
-                if time.monotonic() > deadline:
-                    raise ValueError(f"{address} took longer than {DOWNLOAD_SECONDS:.0f} s ({size} bytes so far)")
-    except OSError as error:
-        # urllib's own errors and a socket's are all of this kind
-        raise ValueError(f"{address} cannot be fetched: {error}") from error
-    return b"".join(chunks)
+def _upright_rgb(image: Image.Image, max_megapixels: float, max_pixels: int) -> Image.Image:
+    scale = reduction(image, max_megapixels, max_pixels)
+    height, width = image.height, image.width
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
+    image.load()
+    # Pillow copies a picture that stands upright already
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    result = to_rgb(image if orientation == 1 else ImageOps.exif_transpose(image))
+    if scale > 1:
+        remember_full_size(result, *((width, height) if orientation in _SIDEWAYS else (height, width)))
+    return result
 
 
-def _describe(source: ImageSource) -> str:
-    if isinstance(source, bytes):
-        return f"an image of {len(source)} bytes"
-    return "a PIL image" if isinstance(source, Image.Image) else str(source)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips at 255
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(values.max(initial=0.0), 1.0)
-        return Image.fromarray((values / top * 255.0).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _upright_size(image: Image.Image, max_megapixels: float, max_pixels: int) -> tuple[int, int]:
+    reduction(image, max_megapixels, max_pixels)
+    if image.format in _SIZED_BY_DECODING:
+        image.load()
+    # Pillow decodes a whole PNG to look for EXIF data behind the pixels
+    has_header = isinstance(image, PngImageFile) and image.fp and not has_text_behind_pixels(image.fp)
+    exif = Image.Image.getexif(image) if has_header else image.getexif()
+    height, width = full_size(image)
+    if exif.get(_EXIF_ORIENTATION) not in _SIDEWAYS:
+        return height, width
+    if isinstance(image, TiffImageFile):
+        # Pillow turns these while loading, and some versions tell the turned size before
+        width, height = (int(image.tag_v2[tag]) for tag in (IMAGEWIDTH, IMAGELENGTH))
+    return width, height
 
 
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -189,14 +190,13 @@ def patchify(frames: list[Image.Image], min_pixels: int, max_pixels: int) -> tup
 def patchify_bytes(
     frames: list[Image.Image], min_pixels: int, max_pixels: int
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Resize RGB frames to the size that fits the first one, and cut them into patches.
+    """Resize RGB frames to the size that fits the first one (the whole of a reduced one), and cut them into patches.
 
     Returns (frames*h*w, 768) uint8, which PIXEL_TABLE turns into the released pixels, and the grid (frames, h, w) in
     patches. Rows run in the order (frame, block row, block column, row in block, column in block), a block being 2 x 2
     patches; inside a row the order is (channel, pixel row, pixel column).
     """
-    width, height = frames[0].size
-    height, width = smart_resize(height, width, min_pixels, max_pixels)
+    height, width = smart_resize(*full_size(frames[0]), min_pixels, max_pixels)
     rows, columns = height // SIZE_FACTOR, width // SIZE_FACTOR
     patches = np.empty(
         (len(frames), rows, columns, HIDDEN_STRIDE, HIDDEN_STRIDE, 3, PATCH_SIZE, PATCH_SIZE), dtype=np.uint8

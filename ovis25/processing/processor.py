@@ -11,11 +11,20 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from ovis25.checkpoint import PROCESSOR_CONFIG_NAME, copy_side_files, hub_arguments, resolve_checkpoint
+from ovis25.checkpoint import (
+    PROCESSOR_CONFIG_NAME,
+    CheckpointError,
+    copy_side_files,
+    hub_arguments,
+    read_json,
+    resolve_checkpoint,
+)
+from ovis25.constants import SINGLE_IMAGE_PIXELS
 from ovis25.processing.chat import count_placeholders, tokenize, training_text
 from ovis25.processing.image import ImageSource, open_image, patchify, patchify_bytes
 from ovis25.processing.limits import INFERENCE_LIMITS, LIMIT_NAMES, VisualLimits
 from ovis25.processing.video import load_video, sample_frames
+from ovis25.tokenizer_files import check_tokenizer
 
 VideoSource = str | Path | Sequence[ImageSource]
 Budget = tuple[int, int]
@@ -54,14 +63,18 @@ class Ovis2_5Processor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """Read a folder or hub name: its tokenizer and, where a training run wrote them, its limits.
 
-        Keyword arguments override single limits (`max_frames=16`). Raises FileNotFoundError as the model does.
+        Keyword arguments override single limits (`max_frames=16`). Raises FileNotFoundError as the model does,
+        CheckpointError where the tokenizer's files are not whole.
         """
         folder = resolve_checkpoint(pretrained_model_name_or_path, "tokenizer_config.json", **hub_arguments(kwargs))
+        check_tokenizer(folder)
         saved = {}
         if (folder / PROCESSOR_CONFIG_NAME).is_file():
-            saved = json.loads((folder / PROCESSOR_CONFIG_NAME).read_text(encoding="utf-8"))
-        changes = {name: value for name, value in {**saved, **kwargs}.items() if name in LIMIT_NAMES}
-        processor = cls(AutoTokenizer.from_pretrained(folder), limits=replace(INFERENCE_LIMITS, **changes))
+            saved = read_json(folder, PROCESSOR_CONFIG_NAME)
+        limits = INFERENCE_LIMITS
+        for values in (saved, kwargs):
+            limits = limits.changed(**{name: value for name, value in values.items() if name in LIMIT_NAMES})
+        processor = cls(AutoTokenizer.from_pretrained(folder), limits=limits)
         processor.base_folder = folder
         return processor
 
@@ -71,6 +84,11 @@ class Ovis2_5Processor(ProcessorMixin):
         folder.mkdir(parents=True, exist_ok=True)
         if self.base_folder and len(self.tokenizer) == self._loaded_vocab:
             copy_side_files(self.base_folder, folder)
+            try:
+                check_tokenizer(folder)
+            except CheckpointError:
+                # files that were links out of the folder are not copied
+                self.tokenizer.save_pretrained(folder)
         else:
             self.tokenizer.save_pretrained(folder)
         if self.chat_template != self._loaded_template:
@@ -165,27 +183,46 @@ class Ovis2_5Processor(ProcessorMixin):
         if images and video is not None:
             raise ValueError("one sample takes images or one video, not both")
         if video is not None:
-            low, high = self._complete(budget, "video")
+            low, high = self.complete_budget(budget, "video")
             limits = replace(self.limits, min_frames=num_frames, max_frames=num_frames) if num_frames else self.limits
-            frames = self.load_frames(video, limits)
+            frames = self.load_frames(video, limits, high)
             pixels, grid = cut(frames, low, high)
             return [pixels], [grid]
         if not images:
             return [], []
-        low, high = self._complete(budget, "single_image" if len(images) == 1 else "multiple_image")
-        patched = [cut([open_image(image)], low, high) for image in images]
+        low, high = self.complete_budget(budget, "single_image" if len(images) == 1 else "multiple_image")
+        patched = [cut([self.open_image(image, high)], low, high) for image in images]
         return [pixels for pixels, _ in patched], [grid for _, grid in patched]
 
-    def load_frames(self, video: VideoSource, limits: VisualLimits | None = None) -> list[Image.Image]:
-        """The sampled frames of a video file, or of a list of frames."""
+    def load_frames(
+        self, video: VideoSource, limits: VisualLimits | None = None, max_pixels: int | None = None
+    ) -> list[Image.Image]:
+        """The sampled frames of a video file, or of a list of frames; `max_pixels` as for `open_image`."""
         limits = limits or self.limits
         if isinstance(video, (str, Path)):
             return load_video(video, limits.min_frames, limits.max_frames)
-        return [open_image(frame) for frame in sample_frames(video, limits.min_frames, limits.max_frames)]
+        frames = sample_frames(video, limits.min_frames, limits.max_frames)
+        max_pixels = limits.video_max_pixels if max_pixels is None else max_pixels
+        return [open_image(frame, limits.max_image_megapixels, max_pixels) for frame in frames]
 
-    def _complete(self, budget: tuple[int | None, int | None], kind: str) -> Budget:
-        default = self.limits.budget(kind)
-        return tuple(given if given is not None else own for given, own in zip(budget, default, strict=True))
+    def open_image(self, image: ImageSource, max_pixels: int = SINGLE_IMAGE_PIXELS[1]) -> Image.Image:
+        """`open_image` of `ovis25.processing.image`, with this processor's `max_image_megapixels`."""
+        return open_image(image, self.max_image_megapixels, max_pixels)
+
+    @property
+    def max_image_megapixels(self) -> float:
+        """The largest picture file that is decoded as it is, in millions of pixels; can be set."""
+        return self.limits.max_image_megapixels
+
+    @max_image_megapixels.setter
+    def max_image_megapixels(self, value: float) -> None:
+        self.limits = self.limits.changed(max_image_megapixels=value)
+
+    def complete_budget(self, budget: tuple[int | None, int | None], kind: str) -> Budget:
+        """What is None is the limits'; their minimum follows a lower maximum."""
+        (given_low, given_high), (low, high) = budget, self.limits.budget(kind)
+        high = high if given_high is None else given_high
+        return min(low, high) if given_low is None else given_low, high
 
     def encode_training(
         self, conversations: list[dict[str, str]], pixels: list[np.ndarray] = (), grids: list[Grid] = ()

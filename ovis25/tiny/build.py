@@ -14,6 +14,7 @@ from transformers import Qwen3Config
 
 from ovis25.checkpoint import PROCESSOR_CONFIG_NAME
 from ovis25.constants import SIZE_FACTOR, TURN_END
+from ovis25.files import follow_umask
 from ovis25.model import Ovis2_5, Ovis2_5_Config, SiglipNavitConfig
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.tiny import strips, tokenizer
@@ -84,8 +85,7 @@ def build_tiny(folder: str | Path, seed: int = 0) -> Path:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write_checkpoint(unfinished, seed)
-        # mkdtemp gives access to its owner alone
-        unfinished.chmod(0o755)
+        follow_umask(unfinished)
         unfinished.rename(folder)
     except OSError:
         # another process was faster

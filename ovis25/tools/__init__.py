@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from ovis25.tools.base import Tool, Toolbox, ToolError
+from ovis25.tools.base import Tool, Toolbox, ToolError, tool_result
 from ovis25.tools.crop import CropTool
 
-__all__ = ["CropTool", "Tool", "ToolError", "Toolbox", "toolbox"]
+__all__ = ["CropTool", "Tool", "ToolError", "Toolbox", "tool_result", "toolbox"]
 
 BUILT_IN = {CropTool.name: CropTool}
 

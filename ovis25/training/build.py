@@ -1,7 +1,8 @@
 """The parts of a run, each built from the config by one function."""
 
+import contextlib
 import importlib
-import importlib.util
+import io
 import os
 import socket
 import sys
@@ -12,36 +13,29 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ovis25.checkpoint import resolve_checkpoint
-from ovis25.constants import HIDDEN_STRIDE, PATCH_SIZE
 from ovis25.data import ConversationDataset, datainfo
 from ovis25.data.packed import PackedDataset
 from ovis25.model import Ovis2_5, Ovis2_5_Config
 from ovis25.model.adapter import AdapterSettings, add_adapter
+from ovis25.model.folder import check_folder
 from ovis25.processing import Ovis2_5Processor, VisualLimits
 from ovis25.processing.limits import LIMIT_NAMES
 from ovis25.tiny.build import TINY_NAME, resolve_model_path
 from ovis25.tiny.strips import SOURCE_PREFIXES, parse_source
 from ovis25.training import memory
-from ovis25.training.config import LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.config import DEFAULTS, LENGTH_STRATEGIES, MUON, TRAINER_KEYS, ConfigError, TrainConfig
+from ovis25.training.config.check import WORKER_KEYS, check, check_values
+from ovis25.training.config.machine import check_machine
+from ovis25.training.config.places import check_places
 from ovis25.training.cost import cost_weights
-from ovis25.training.extensions import remove_stale_locks
+from ovis25.training.extensions import is_first_start, remove_stale_locks
 from ovis25.training.modules import parse_train_modules
 from ovis25.training.plan import Steps, count_steps
+from ovis25.training.rhythm import check_patience, choose_rhythm
+from ovis25.training.trial import try_optimizer, try_schedule
 
-_NUM_EVALUATIONS = 10
-_DEFAULTS = {
-    "logging_steps": 10,
-    "save_total_limit": 2,
-    "report_to": "none",
-    "remove_unused_columns": False,
-    "restore_callback_states_from_checkpoint": True,
-    # a broken loss must be seen, not averaged away
-    "logging_nan_inf_filter": False,
-    # every rank touches every parameter (see Ovis2_5.get_inputs_embeds)
-    "ddp_find_unused_parameters": False,
-    # our own progress line instead
-    "disable_tqdm": True,
-}
+# for what is tried before the data is counted
+_SOME_STEPS = 1000
 _TRL_DEFAULTS_DIFFER = [
     name for name in ("learning_rate", "gradient_checkpointing", "activation_checkpointing") if name in TRAINER_KEYS
 ]
@@ -73,21 +67,53 @@ class Precision:
         return f"{mixed} with {weights} weights" if mixed else weights
 
 
+def check_before_loading(config: TrainConfig) -> None:
+    """All that can be known of a run's settings before its data and weights are touched; writes nothing.
+
+    Raises:
+        ConfigError: a setting that cannot work, here or anywhere; one line with key, value and cure.
+    """
+    check_values(config)
+    check(config)
+    check_places(config)
+    check_machine(config)
+    visual_limits(config)
+    parse_train_modules(config.train_modules)
+    precision = choose_precision(config)
+    num_steps = config.value("max_steps") if config.value("max_steps") > 0 else _SOME_STEPS
+    rhythm = choose_rhythm(config, num_steps)
+    check_patience(config, rhythm.evaluates)
+    try_schedule(config, num_steps)
+    if num_processes() == 1 and not config.value("deepspeed") and not config.value("fsdp"):
+        # the real ones, which would start the other processes' group here, are made when the steps are known
+        training_arguments(config, precision, Steps(num_steps, num_steps, 1))
+
+
 def choose_precision(config: TrainConfig) -> Precision:
     """bf16 where the device has it, float32 on a CPU; weights stay float32 unless DeepSpeed keeps a master copy,
-    or LoRA freezes them.
+    or LoRA freezes them. fp16 is mixed precision with float32 weights and a scaled loss.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
     """
-    bf16, fp16 = config.trainer.get("bf16"), config.trainer.get("fp16")
+    given = config.given_trainer
+    bf16, fp16 = given.get("bf16"), config.value("fp16")
     requested = getattr(torch, config.dtype) if config.dtype not in (None, "auto") else None
-    if not torch.cuda.is_available() or config.trainer.get("use_cpu"):
-        off = [name for name in ("bf16", "fp16", "tf32") if config.trainer.get(name)]
+    if requested == torch.float16:
+        raise ConfigError("dtype is 'float16'; train in float32 or bfloat16 (mixed precision: fp16 or bf16)")
+    if not torch.cuda.is_available() or config.value("use_cpu"):
+        if fp16:
+            raise ConfigError(
+                "fp16 is true, but this run trains on the CPU, which has no loss scaling for it; remove fp16 for "
+                'float32, or take "dtype": "bfloat16"'
+            )
+        off = [name for name in ("bf16", "tf32") if given.get(name)]
         note = f"without effect: {', '.join(off)}; this machine trains on its CPU, in float32" if off else None
         return Precision("CPU", requested or torch.float32, False, False, note)
     if bf16 is None and not fp16:
         bf16 = torch.cuda.is_bf16_supported()
-    may_be_half = (bf16 or fp16) and (config.trainer.get("deepspeed") or config.use_lora)
-    half = torch.bfloat16 if bf16 else torch.float16
-    weights = requested or (half if may_be_half else torch.float32)
+    may_be_half = bf16 and (given.get("deepspeed") or config.use_lora)
+    weights = requested or (torch.bfloat16 if may_be_half else torch.float32)
     return Precision(torch.cuda.get_device_name(), weights, bool(bf16), bool(fp16), None)
 
 
@@ -96,6 +122,17 @@ def visual_limits(config: TrainConfig) -> VisualLimits:
         return VisualLimits(**{name: getattr(config, name) for name in LIMIT_NAMES})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_vocabulary(config: TrainConfig, processor: Ovis2_5Processor) -> None:
+    """Tokens that a setting names are known to the tokenizer.
+
+    Raises:
+        ConfigError: eos_token is not.
+    """
+    token = config.trl.get("eos_token") if config.recipe == "trl" else None
+    if token and token not in processor.tokenizer.get_vocab():
+        raise ConfigError(f"eos_token is {token!r}, which the tokenizer does not have; leave it out for its own")
 
 
 def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) -> ConversationDataset:
@@ -116,24 +153,23 @@ def build_dataset(config: TrainConfig, key: str, processor: Ovis2_5Processor) ->
         on_long_sample=config.on_long_sample,
         show_progress=is_main_process(),
         raw_pixels=True,
-        measure_all=config.packing or config.trainer.get("train_sampling_strategy") in LENGTH_STRATEGIES,
+        measure_all=config.packing or config.value("train_sampling_strategy") in LENGTH_STRATEGIES,
     )
 
 
 def pack_dataset(config: TrainConfig, dataset: ConversationDataset, folder: str, is_training: bool) -> PackedDataset:
     """The samples in rows of about equal cost; each device gets as many rows as the others."""
-    trainer = config.trainer
-    rows_per_device = _value(trainer, "per_device_train_batch_size")
+    rows_per_device = config.value("per_device_train_batch_size")
     if not is_training:
-        rows_per_device = trainer.get("per_device_eval_batch_size") or rows_per_device
-    seed = trainer.get("data_seed")
+        rows_per_device = config.given_trainer.get("per_device_eval_batch_size", rows_per_device)
+    seed = config.value("data_seed")
     return PackedDataset.of(
         dataset,
         cost_weights(Ovis2_5_Config.from_pretrained(folder), _vision_share(config)),
         config.multimodal_max_length,
-        seed=_value(trainer, "seed") if seed is None else seed,
+        seed=config.value("seed") if seed is None else seed,
         multiple=num_processes() * rows_per_device,
-        in_order=is_training and trainer.get("train_sampling_strategy") == "sequential",
+        in_order=is_training and config.value("train_sampling_strategy") == "sequential",
     )
 
 
@@ -156,9 +192,8 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
         with torch.device("meta"):
             return Ovis2_5(Ovis2_5_Config.from_pretrained(folder))
     arguments = {"attn_implementation": config.attn_implementation} if config.attn_implementation else {}
-    if is_deepspeed_zero3_enabled():
-        # the model is made in shards, which asks DeepSpeed how many ranks there are
-        importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
+    if config.trainer.get("deepspeed"):
+        _start_deepspeed()
     if config.qlora and config.use_lora:
         arguments["quantization_config"] = _four_bits(dtype)
     try:
@@ -171,10 +206,6 @@ def build_model(config: TrainConfig, folder: str, dtype: torch.dtype, without_we
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
     """The LLM's linear layers as 4-bit NormalFloat (QLoRA, arXiv 2305.14314); the vision side stays as it is."""
-    if not torch.cuda.is_available():
-        raise ConfigError("qlora needs a CUDA GPU, and this machine has none; train LoRA without it (qlora: false)")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("qlora needs bitsandbytes: pip install 'ovis25[qlora]'")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -230,47 +261,49 @@ def trl_recipe():
 
 
 def steps_of(config: TrainConfig, num_items: int) -> Steps:
-    """The number of steps that Trainer will take over so many samples, or packed rows."""
-    trainer = config.trainer
-    return count_steps(
-        num_items,
-        _value(trainer, "per_device_train_batch_size"),
-        num_processes(),
-        _value(trainer, "gradient_accumulation_steps"),
-        _value(trainer, "num_train_epochs"),
-        _value(trainer, "max_steps"),
-        _value(trainer, "dataloader_drop_last"),
-    )
+    """The number of steps that Trainer will take over so many samples, or packed rows.
 
-
-def _value(trainer: dict, name: str):
-    value = trainer.get(name)
-    return TRAINER_KEYS[name].default if value is None else value
+    Raises:
+        ConfigError: there would be none.
+    """
+    batch, devices = config.value("per_device_train_batch_size"), num_processes()
+    drops = config.value("dataloader_drop_last")
+    if drops and num_items // batch < devices:
+        raise ConfigError(
+            f"dataloader_drop_last leaves no batch: {num_items} {'rows' if config.packing else 'samples'} are fewer "
+            f"than {batch} per device x {devices} devices = {batch * devices}; set it to false, or lower "
+            "per_device_train_batch_size"
+        )
+    steps = count_steps(
+        num_items, batch, devices, config.value("gradient_accumulation_steps"), config.value("num_train_epochs"),
+        config.value("max_steps"), drops,
+    )  # fmt: skip
+    if num_items < 1 or steps.total < 1:
+        raise ConfigError(
+            f"there is nothing to train: {num_items} samples in {config.value('num_train_epochs')} epochs make "
+            f"{steps.total} steps"
+        )
+    return steps
 
 
 def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) -> TrainingArguments:
     """TrainingArguments with this framework's defaults, where the config is silent.
 
+    What the defaults make of the user's settings is added to the config's notes.
+
     Raises:
         ConfigError: transformers refuses the combination, or evaluation is asked for without a set.
     """
-    given = {name: value for name, value in config.trainer.items() if value is not None}
-    values = {**_DEFAULTS, **_rhythm(config, given, steps), **given}
+    given = config.given_trainer
+    rhythm = choose_rhythm(config, steps.total)
+    config.notes += [note for note in rhythm.notes if note not in config.notes]
+    values = {**DEFAULTS, **rhythm.values, **given, **_checkpointing(given)}
     values |= {"bf16": precision.bf16, "fp16": precision.fp16, "output_dir": config.output_dir}
     if precision.device == "CPU":
         values.pop("tf32", None)
         values |= {"use_cpu": True, "dataloader_pin_memory": given.get("dataloader_pin_memory", False)}
-    values.setdefault("dataloader_num_workers", min(8, max((os.cpu_count() or 1) // num_processes() - 1, 0)))
-    values.setdefault("per_device_eval_batch_size", _value(given, "per_device_train_batch_size"))
-    for prefix in ("activation", "gradient"):
-        if values.get(f"{prefix}_checkpointing"):
-            chosen = values.get(f"{prefix}_checkpointing_kwargs") or {}
-            if chosen.get("use_reentrant"):
-                raise ConfigError(
-                    f"{prefix}_checkpointing_kwargs: use_reentrant would drop the gradients of layers whose input "
-                    "needs none, such as adapters in a frozen vision encoder; remove it"
-                )
-            values[f"{prefix}_checkpointing_kwargs"] = {**chosen, "use_reentrant": False}
+    values.setdefault("dataloader_num_workers", _num_workers(given))
+    values.setdefault("per_device_eval_batch_size", config.value("per_device_train_batch_size"))
     values.pop("resume_from_checkpoint", None)
     is_muon = values.get("optim") == MUON
     if is_muon:
@@ -286,12 +319,38 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
         _be_the_only_process()
     try:
         arguments = make(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"transformers refuses these settings: {error}") from error
+    except Exception as error:
+        # whatever the constructor raises, it raises because of these values
+        raise ConfigError(f"transformers refuses these settings: {' '.join(str(error).split())}") from error
     if is_muon:
         # transformers checks the name only while it makes the arguments; OvisTraining makes the optimizer
         arguments.optim = MUON
+    try_optimizer(arguments)
+    try_schedule(config, steps.total)
     return arguments
+
+
+def _start_deepspeed() -> None:
+    """Its process group, which building a model in shards needs, without its line on every process of what it built."""
+    if not torch.cuda.is_available() and is_first_start() and is_main_process():
+        print("DeepSpeed compiles its parts for the CPU, once; about a minute ...", file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module("deepspeed").init_distributed(auto_mpi_discovery=False)
+
+
+def _checkpointing(given: dict) -> dict:
+    """The arguments of gradient checkpointing, never the reentrant kind."""
+    return {
+        f"{prefix}_checkpointing_kwargs": {**given.get(f"{prefix}_checkpointing_kwargs", {}), "use_reentrant": False}
+        for prefix in ("activation", "gradient")
+        if given.get(f"{prefix}_checkpointing")
+    }
+
+
+def _num_workers(given: dict) -> int:
+    """Processes that read data: what the machine's cores allow; at least one where settings ask for workers."""
+    wanted = any(given.get(name) for name in WORKER_KEYS)
+    return min(8, max((os.cpu_count() or 1) // num_processes() - 1, int(wanted)))
 
 
 def _be_the_only_process() -> None:
@@ -310,72 +369,49 @@ def _be_the_only_process() -> None:
     }
 
 
-def _rhythm(config: TrainConfig, given: dict, steps: Steps) -> dict:
-    """When to evaluate and save, where the config does not say."""
-    if not config.eval_data_path:
-        if given.get("eval_strategy", "no") != "no" or given.get("do_eval"):
-            raise ConfigError("eval_strategy asks for evaluation, but eval_data_path names no evaluation set")
-        if given.get("load_best_model_at_end"):
-            raise ConfigError("load_best_model_at_end needs an evaluation set: give eval_data_path")
-        return {"save_strategy": "steps", "save_steps": max(1, steps.total // 4)} if "save_steps" not in given else {}
-    strategy = given.get("eval_strategy", "steps")
-    if strategy == "no":
-        return {}
-    every = given.get("eval_steps", max(1, steps.total // _NUM_EVALUATIONS))
-    return {
-        "eval_strategy": strategy,
-        "eval_steps": every,
-        "save_strategy": strategy,
-        "save_steps": every,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-    }
-
-
 def early_stopping_patience(config: TrainConfig, arguments: TrainingArguments) -> int:
     """Evaluations without improvement after which to stop; 0 for never.
 
     Raises:
         ConfigError: early stopping without an evaluation to judge by.
     """
-    evaluates = config.eval_data_path and arguments.eval_strategy != "no"
-    patience = config.early_stopping_patience
-    if patience is None:
+    evaluates = bool(config.eval_data_path) and arguments.eval_strategy != "no"
+    check_patience(config, evaluates)
+    if config.early_stopping_patience is None:
         return 3 if evaluates else 0
-    if patience < 0 or config.early_stopping_threshold < 0:
-        raise ConfigError("early_stopping_patience and early_stopping_threshold must not be negative")
-    if patience and not evaluates:
-        raise ConfigError("early_stopping_patience needs evaluations: give eval_data_path, and no eval_strategy of no")
-    return patience
+    return config.early_stopping_patience
 
 
-def memory_plan(config: TrainConfig, num_devices: int, device_memory: int, float32: bool = False) -> str:
-    """The table of `ovis25 plan`: released models by their name, without a download."""
+def memory_plan(
+    config: TrainConfig,
+    machine: memory.Machine,
+    in_float32: bool = False,
+    kinds: tuple[str, ...] = memory.KINDS,
+    with_full: bool = False,
+) -> memory.MemoryPlan:
+    """What `ovis25 plan` answers: released models by their name, without a download.
+
+    `kinds` of samples are in the data; `with_full` compares full fine-tuning for LoRA configs too.
+    """
     size = next((size for size in ("2B", "9B") if f"Ovis2.5-{size}" in config.model_path), None)
     if size and not os.path.isdir(config.model_path):
         shapes = memory.released_config(size)
     else:
-        shapes = Ovis2_5_Config.from_pretrained(resolve_checkpoint(resolve_model_path(config.model_path)))
-    longest = config.multimodal_max_length
-    patches = min(config.single_image_max_pixels // PATCH_SIZE**2, HIDDEN_STRIDE**2 * longest)
-    if config.packing:
-        # as many images as fit, with their two indicators
-        patches *= max(longest // (patches // HIDDEN_STRIDE**2 + 2), 1)
-    samples = _value(config.trainer, "per_device_train_batch_size")
-    workload = memory.Workload(samples, longest, patches)
+        folder = resolve_checkpoint(resolve_model_path(config.model_path))
+        check_folder(folder)
+        shapes = Ovis2_5_Config.from_pretrained(folder)
+    visual_limits(config)
     choice = memory.Choice(
         config.train_modules, config.freeze_vision_tower, config.freeze_llm,
         config.lora_r, _names(config.lora_target_modules), config.apply_lora_to_vision,
+        _names(config.lora_modules_to_save), config.lora_dropout, config.use_dora,
     )  # fmt: skip
-    numbers = memory.FLOAT32 if float32 else memory.MIXED
-    estimates = memory.estimate_all(shapes, choice, workload, num_devices, numbers)
-    heading = (
-        f"{config.model_path} on {num_devices} x {memory.format_bytes(device_memory)}\n"
-        f"a micro-batch of {samples} x ({workload.num_tokens:,} tokens, {patches:,} patches, "
-        f"{workload.num_learned // samples:,} learned) in {'float32' if float32 else 'bfloat16'}\n"
-    )
-    optimizer = config.trainer.get("optim")
-    if optimizer and not optimizer.startswith("adamw_torch"):
-        heading += f"the optimizer's column is AdamW's, not that of optim {optimizer} (see docs/benchmarks.md)\n"
-    return f"{heading}\n{memory.render(estimates, device_memory, config.use_lora)}"
+    trainer = config.trainer
+    in_float32 = in_float32 or config.dtype == "float32" or (trainer.get("bf16") is False and not trainer.get("fp16"))
+    return memory.plan_memory(
+        memory.Run(
+            config, shapes, choice, machine,
+            config.value("per_device_train_batch_size"), config.value("gradient_accumulation_steps"),
+            kinds, in_float32, with_full,
+        )
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,6 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ovis25.training.trainer import TokenCounter
+
+_STEPS_BETWEEN_CHECKS = 100
 
 
 class EarlyStopping(TrainerCallback, ExportableState):
@@ -49,15 +52,23 @@ class EarlyStopping(TrainerCallback, ExportableState):
 
 
 class FiniteLoss(TrainerCallback):
-    """Ends a run whose loss is no number any more, before it overwrites good checkpoints."""
+    """Ends a run whose loss, gradients or weights are no numbers any more, before anything depends on them.
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss became {loss} at step {state.global_step}. Lower learning_rate or max_grad_norm, "
-                f"or look for broken samples; the checkpoints in {args.output_dir} are from before"
-            )
+    `check` raises if they are; it is called before logs, evaluations and checkpoints, at the end, and every hundred
+    steps.
+    """
+
+    def __init__(self, check: Callable[[], None]):
+        self.check = check
+
+    def on_step_end(self, args, state, control, **kwargs):
+        is_last = state.global_step >= state.max_steps or control.should_training_stop
+        depends = control.should_log or control.should_evaluate or control.should_save
+        if is_last or depends or state.global_step % _STEPS_BETWEEN_CHECKS == 0:
+            self.check()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.check()
 
 
 class ProgressLine(TrainerCallback):
@@ -124,7 +135,8 @@ class ProgressLine(TrainerCallback):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def close(self) -> None:
+        """Takes the bar off the terminal, so that what is said after it, an error too, stands on lines of its own."""
         if self.bar:
             self.bar.stop()
             self.bar = None

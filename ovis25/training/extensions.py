@@ -18,7 +18,7 @@ def remove_stale_locks(is_only_machine: bool = True) -> list[Path]:
     torch waits for such a file without end. Whoever compiles keeps it open, so a lock that no process of this machine
     has open is left over; where other machines may share the folder it must also be ten minutes old.
     """
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root = _build_root()
     if not any(root.glob("**/lock")):
         return []
     # one process at a time: a lock seen as stale must not be a fresh one by the time it is removed
@@ -31,6 +31,15 @@ def remove_stale_locks(is_only_machine: bool = True) -> list[Path]:
         for path in stale:
             path.unlink(missing_ok=True)
     return stale
+
+
+def is_first_start() -> bool:
+    """Whether no extension has been compiled here yet, so that DeepSpeed's first start takes about a minute."""
+    return not any(_build_root().glob("**/*.so"))
+
+
+def _build_root() -> Path:
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
 
 
 def _open_files() -> set[str]:

@@ -1,5 +1,6 @@
 """What is trained, and how fast: `train_modules`, freezing, and the optimizer's parameter groups."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -40,7 +41,7 @@ def parse_train_modules(text: str) -> list[TrainedModule]:
             learning_rate = float(rate) if rate else None
         except ValueError:
             learning_rate = -1.0
-        if learning_rate is not None and not learning_rate > 0:
+        if learning_rate is not None and not 0 < learning_rate < math.inf:
             raise ConfigError(f"train_modules: the learning rate of {name} is {rate!r}; it must be a positive number")
         modules.append(TrainedModule(name, learning_rate))
     return modules

@@ -3,6 +3,8 @@
 import math
 from dataclasses import asdict, dataclass, field
 
+_MAX_KEYS = 20
+
 
 @dataclass
 class Steps:
@@ -64,6 +66,14 @@ class Plan:
     visual_cache: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    def mark_estimates(self, note: str | None) -> None:
+        """With a note that says why, every count of text tokens becomes "about"."""
+        if note:
+            self.notes.append(note)
+            for data in (self.data, self.eval_data):
+                if data:
+                    data["is_estimate"] = True
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -75,7 +85,9 @@ class Plan:
             ("device", f"{self.num_devices} x {self.device}, {self.precision}"),
             ("samples", _describe_data(self.data)),
             *([("packed", _describe_packing(self.packing, self.data))] if self.packing else []),
+            *_describe_notable(self.data, "samples"),
             ("evaluation", _describe_data(self.eval_data, self.eval_packing) if self.eval_data else "none"),
+            *(_describe_notable(self.eval_data, "evaluation") if self.eval_data else []),
             (
                 "batch",
                 f"{self.per_device_batch} per device x {self.num_devices} devices x {self.gradient_accumulation} "
@@ -129,9 +141,25 @@ def _describe_data(data: dict, packing: dict | None = None) -> str:
     return text
 
 
+def _describe_notable(data: dict, name: str) -> list[tuple[str, str]]:
+    """A line for each thing about the rows that somebody may not have meant."""
+    lines = []
+    if data.get("unused_keys"):
+        listed = [f"{key} ({count:,})" for key, count in data["unused_keys"].items()]
+        more = f", and {len(listed) - _MAX_KEYS} more" if len(listed) > _MAX_KEYS else ""
+        lines.append(f"keys that nothing reads: {', '.join(listed[:_MAX_KEYS])}{more}")
+    if data.get("num_empty_thinking"):
+        lines.append(f"{data['num_empty_thinking']:,} answers with an empty <think> block, which is not learned")
+    if data.get("num_placed"):
+        lines.append(f"{data['num_placed']:,} visuals that no text names, put before the first question")
+    return [(name, line) for line in lines]
+
+
 def _describe_packing(packing: dict, data: dict) -> str:
+    about = "about " if data["is_estimate"] else ""
     return (
-        f"{data['num_samples']:,} samples in {packing['num_rows']:,} rows of up to {packing['capacity']:,} tokens, "
+        f"{data['num_samples']:,} samples in {about}{packing['num_rows']:,} rows of up to "
+        f"{packing['capacity']:,} tokens, "
         f"fill {100 * packing['fill']:.1f} %, cost spread {100 * packing['cost_spread']:.1f} %"
     )
 

@@ -4,6 +4,10 @@ import dataclasses
 
 from transformers import TrainingArguments
 
+from ovis25.text import shorten
+from ovis25.training.config.kinds import Kind
+
+_SWITCH = Kind((bool,))
 _TRANSFORMERS_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 RENAMED = {
@@ -56,11 +60,20 @@ WITHOUT_EFFECT = {
     "do_train": "train_theo.py always trains",
     "do_predict": "train_theo.py only trains and evaluates",
     "remove_unused_columns": "samples have no columns to remove",
+    "length_column_name": "samples have no columns; their lengths are known",
+    "include_for_metrics": "the loss is what evaluations give",
+    "batch_eval_metrics": "the loss is what evaluations give",
+    "eval_do_concat_batches": "the loss is what evaluations give",
+    "eval_use_gather_object": "the loss is what evaluations give",
+    "prediction_loss_only": "the loss is what evaluations give",
+    "use_liger_kernel": "Liger has no kernels for Ovis2.5; its loss and element-wise parts are fused already",
+    "liger_kernel_config": "Liger has no kernels for Ovis2.5; its loss and element-wise parts are fused already",
+    "local_rank": "torchrun tells each process its rank",
 }
 
 
-def translate(values: dict) -> tuple[dict, list[str]]:
-    """Rename old keys; returns the new dict and one note per key that was renamed or has no effect.
+def translate(values: dict) -> tuple[dict, list[str], dict[str, str]]:
+    """Rename old keys; returns the new dict, one note per key that was renamed or has no effect, and new -> old name.
 
     Raises:
         ValueError: an old and a new name of the same setting disagree.
@@ -70,22 +83,37 @@ def translate(values: dict) -> tuple[dict, list[str]]:
     written_as: dict[str, str] = {}
     for name, value in values.items():
         if name == "group_by_length":
+            if value is None:
+                continue
             notes.append("group_by_length is train_sampling_strategy now: translated")
-            name, value = "train_sampling_strategy", "group_by_length" if value else "random"
+            is_on = _SWITCH.read(name, value)
+            name, value = "train_sampling_strategy", "group_by_length" if is_on else "random"
         if name in WITHOUT_EFFECT:
             notes.append(f"{name} has no effect here: {WITHOUT_EFFECT[name]}")
             continue
+        if name == "warmup_ratio":
+            _check_ratio(value)
         new_name = RENAMED.get(name, name)
         if new_name != name and name not in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             notes.append(f"{name} is {new_name} now: translated")
-        if translated.get(new_name, value) != value:
+        if new_name in translated and translated[new_name] != value:
             raise ValueError(
                 f"{written_as[new_name]}={translated[new_name]!r} and {name}={value!r} are the same setting "
                 "with two values; keep one"
             )
         written_as[new_name] = name
         translated[new_name] = value
-    return translated, notes
+    return translated, notes, written_as
+
+
+def _check_ratio(value) -> None:
+    """warmup_steps, its new name, takes 1 and more for steps."""
+    try:
+        is_ratio = value is None or (not isinstance(value, bool) and 0 <= float(value) < 1)
+    except (TypeError, ValueError, OverflowError):
+        is_ratio = False
+    if not is_ratio:
+        raise ValueError(f"warmup_ratio is {shorten(value)}; it must be at least 0 and below 1 (steps: warmup_steps)")
 
 
 def _name_data_sets(values: dict, notes: list[str]) -> dict:

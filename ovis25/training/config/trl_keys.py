@@ -3,7 +3,14 @@
 A table and not SFTConfig's fields, so that TRL need not be installed to read a config; a test compares them.
 """
 
-PASSED_ON = {"loss_type": str, "activation_offloading": bool, "chat_template_path": str, "eos_token": str}
+from ovis25.training.config.kinds import Kind
+
+PASSED_ON = {
+    "loss_type": Kind((str,), choices=("nll", "dft")),
+    "activation_offloading": Kind((bool,)),
+    "chat_template_path": Kind((str,)),
+    "eos_token": Kind((str,)),
+}
 
 WITHOUT_EFFECT = {
     "model_init_kwargs": "use dtype and attn_implementation",
