@@ -8,7 +8,8 @@ from conftest import Scripted
 from PIL import Image
 
 from ovis25 import Ovis2_5, Ovis2_5Processor
-from ovis25.generate import Engine, Prompt, Request, RequestError, Writer
+from ovis25.generate import Engine, Prompt, RequestError, Writer
+from ovis25.generate import GenerationOptions as Options
 from ovis25.processing.chat import tokenize
 from ovis25.tools import Toolbox
 
@@ -37,20 +38,26 @@ def prompt_of(processor, question: str, images=(), **template) -> Prompt:
     return Prompt(text, tokenize(processor.tokenizer, text, grids)[0], pixels, grids, list(images))
 
 
-def cases(processor, sampling: dict) -> list[tuple[Prompt, Request]]:
+def cases(processor, sampling: dict) -> list[tuple[Prompt, Options]]:
     picture = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
     return [
-        (prompt_of(processor, "Read the digits.", [picture]), Request(max_new_tokens=NEW, sampling=sampling, seed=1)),
-        (prompt_of(processor, "Hello" * 9), Request(max_new_tokens=NEW // 2, sampling=sampling, seed=2)),
+        (
+            prompt_of(processor, "Read the digits.", [picture]),
+            Options(max_new_tokens=NEW, sampling=sampling, seed=1),
+        ),
+        (prompt_of(processor, "Hello" * 9), Options(max_new_tokens=NEW // 2, sampling=sampling, seed=2)),
         (
             prompt_of(processor, "What is 3+4?", enable_thinking=True),
-            Request(max_new_tokens=60, thinking_budget=5, sampling=sampling, seed=3),
+            Options(max_new_tokens=60, thinking_budget=5, sampling=sampling, seed=3),
         ),
-        (prompt_of(processor, "And?", [picture, picture.rotate(90, expand=True)]), Request(NEW, 4, GREEDY, seed=4)),
+        (
+            prompt_of(processor, "And?", [picture, picture.rotate(90, expand=True)]),
+            Options(NEW, 4, GREEDY, seed=4),
+        ),
     ]
 
 
-def ids_of(engine: Engine, chosen: list[tuple[Prompt, Request]], steps_between: int = 0) -> list[list[int]]:
+def ids_of(engine: Engine, chosen: list[tuple[Prompt, Options]], steps_between: int = 0) -> list[list[int]]:
     sequences = []
     for prompt, request in chosen:
         sequences.append(engine.add(prompt, request))
@@ -143,10 +150,10 @@ def test_a_slow_tool_stops_nobody_else(parts, engine, with_picture):
     picture = Image.linear_gradient("L").resize((120, 90)).convert("RGB")
     script = tokenize(processor.tokenizer, "<tool_call>slow</tool_call>It is 4.", [])[0]
 
-    def caller(tool) -> tuple[Prompt, Request]:
+    def caller(tool) -> tuple[Prompt, Options]:
         sampling = {**GREEDY, "logits_processor": [Scripted(script)]}
         prompt = prompt_of(processor, "Look.", [picture] if with_picture else ())
-        return prompt, Request(len(script), sampling=sampling, tools=Toolbox([tool]), tool_pixels=(32 * 32, 96 * 96))
+        return prompt, Options(len(script), sampling=sampling, tools=Toolbox([tool]), tool_pixels=(32 * 32, 96 * 96))
 
     quick = Slow()
     quick.go.set()
@@ -167,5 +174,5 @@ def test_a_slow_tool_stops_nobody_else(parts, engine, with_picture):
 def test_arguments_are_checked_when_a_sequence_is_added(parts, engine):
     prompt, _ = cases(parts[1], GREEDY)[1]
     with pytest.raises(RequestError, match="generation arguments: .*temprature"):
-        engine.add(prompt, Request(sampling={"temprature": 2}))
+        engine.add(prompt, Options(sampling={"temprature": 2}))
     assert engine.is_idle

@@ -27,7 +27,8 @@ LAYERS = {
     "tiny": {*LOWEST, "model", "processing"},
     "training": {*LOWEST, "data", "model", "processing", "tiny", "tools"},
     "loading": {*LOWEST, "model", "processing", "tiny"},
-    "inference": {*LOWEST, "loading", "model", "processing", "tiny", "tools"},
+    "generate": {*LOWEST, "model", "processing", "tools"},
+    "inference": {*LOWEST, "generate", "loading", "model", "processing", "tiny", "tools"},
     "merge": {*LOWEST, "loading", "model", "processing", "tiny"},
     "cli": {*LOWEST, "__init__", "data", "inference", "merge", "model", "processing", "tiny", "tools", "training"},
     # the door `from ovis25 import ...`, which registers with transformers too

@@ -1,8 +1,8 @@
 """The loop: at every step sequences join, all rows are fed at once, each chooses a token, and some leave.
 
     engine = Engine(model, processor)
-    first = engine.add(prompt, Request(max_new_tokens=64))     # joins at the next step
-    for ids in engine.stream(second_prompt, Request()): ...    # steps everybody
+    first = engine.add(prompt, GenerationOptions(max_new_tokens=64))     # joins at the next step
+    for ids in engine.stream(engine.add(second, GenerationOptions())): ...    # steps everybody
     engine.run([first])
 
 A reply does not depend on its neighbours: a row sees its own positions alone, chooses by its own arguments, and draws
@@ -17,7 +17,7 @@ import torch
 
 from ovis25.constants import THINK_END
 from ovis25.generate.batch import Batch
-from ovis25.generate.request import EARLY_STOP_TEXT, Prompt, Request
+from ovis25.generate.request import EARLY_STOP_TEXT, GenerationOptions, Method, Prompt
 from ovis25.generate.sampler import Choice, Sampler
 from ovis25.generate.scheduler import Scheduler
 from ovis25.generate.sequence import Sequence
@@ -46,29 +46,35 @@ class Engine:
         self.think_end_id: int = tokenizer.convert_tokens_to_ids(THINK_END)
         self._pad = tokenizer.pad_token_id
         self._batch: Batch | None = None
+        # everybody who has begun and not ended, parked ones too
+        self._live: list[Sequence] = []
 
     # -- sequences come and go
 
-    def add(self, prompt: Prompt, request: Request, keeps_cache: bool = False) -> Sequence:
+    def add(self, prompt: Prompt, options: GenerationOptions, keeps_cache: bool = False) -> Sequence:
         """A sequence that joins at the next step; its arguments are checked now.
 
         Raises:
             RequestError: transformers refuses the generation arguments.
         """
-        room = self.room(request)
-        method = self.sampler.method(request.sampling, room)
-        seed = int(torch.randint(2**62, ())) if request.seed is None else request.seed
+        room, method = self.check(options)
+        seed = int(torch.randint(2**62, ())) if options.seed is None else options.seed
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        sequence = Sequence(request, prompt, room, method, generator, keeps_cache)
+        sequence = Sequence(options, prompt, room, method, generator, keeps_cache)
         self.scheduler.waiting.append(sequence)
         return sequence
 
-    def room(self, request: Request) -> int:
+    def check(self, options: GenerationOptions) -> tuple[int, Method]:
+        """How many new tokens a reply may have, and how they are chosen. Raises RequestError as `add`."""
+        room = self.room(options)
+        return room, self.sampler.method(options.sampling, room)
+
+    def room(self, options: GenerationOptions) -> int:
         """How many new tokens a reply may have."""
-        if request.thinking_budget is None:
-            return request.max_new_tokens
-        spent = request.thinking_budget + len(self.early_stop_ids)
-        return request.max_new_tokens if request.max_new_tokens > spent else spent + request.max_new_tokens
+        if options.thinking_budget is None:
+            return options.max_new_tokens
+        spent = options.thinking_budget + len(self.early_stop_ids)
+        return options.max_new_tokens if options.max_new_tokens > spent else spent + options.max_new_tokens
 
     def abort(self, sequence: Sequence) -> None:
         """The sequence is given up; the others go on."""
@@ -108,14 +114,31 @@ class Engine:
 
     # -- one step
 
-    @torch.no_grad()
     def step(self) -> list[Sequence]:
-        """Feed every row once and let those whose queue is empty choose; returns the sequences that were written."""
+        """Feed every row once and let those whose queue is empty choose; returns the sequences that were written.
+
+        Where that fails or is interrupted, everybody who was being written is aborted: their caches are half fed.
+        """
+        try:
+            return self._step()
+        except BaseException:
+            for sequence in self._live:
+                sequence.stop_reason = "aborted"
+                self.sampler.forget(sequence)
+            self._live, self._batch = [], None
+            self.scheduler.parked.clear()
+            raise
+        finally:
+            self._live = [sequence for sequence in self._live if not sequence.is_over]
+
+    @torch.no_grad()
+    def _step(self) -> list[Sequence]:
         fed = self._feed_long_queues()
         if self._batch is not None:
             fed.append((self._batch, self._batch.feed(self._pad)))
         num_running = sum(len(batch.sequences) for batch, _ in fed)
         if not (self.is_static and num_running) and (joining := self.scheduler.admit(num_running)):
+            self._live += joining
             fed.append(Batch.prefill(self.model, joining, self._pad, self.is_static))
         if not fed:
             return []
@@ -159,7 +182,7 @@ class Engine:
     def _end_thinking(self, sequence: Sequence, token: int) -> None:
         """Force the end of the thinking where the budget is spent and the model has not ended it itself."""
         sequence.thinking_ended |= token == self.think_end_id
-        if sequence.num_new == sequence.request.thinking_budget and not sequence.thinking_ended:
+        if sequence.num_new == sequence.options.thinking_budget and not sequence.thinking_ended:
             sequence.force(self.early_stop_ids)
             sequence.thinking_ended = sequence.budget_forced = True
 

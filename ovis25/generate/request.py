@@ -12,6 +12,8 @@ from ovis25.constants import THINK_BEGIN, THINK_END, TURN_BEGIN
 from ovis25.tools import Toolbox
 
 Grid = tuple[int, int, int]
+# what Pillow and its plugins raise for sources that cannot be read, closed pictures among them
+PICTURE_ERRORS = (ValueError, OSError, AttributeError, TypeError, SyntaxError, Image.DecompressionBombError)
 # what is forced into the reply when the thinking budget is spent (remote code of AIDC-AI/Ovis2.5-9B)
 EARLY_STOP_TEXT = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now."
@@ -24,7 +26,7 @@ class RequestError(ValueError):
 
 
 @dataclass
-class Request:
+class GenerationOptions:
     """How one reply may be written.
 
     `thinking_budget` (new tokens) ends the thinking when they are spent.

@@ -151,7 +151,7 @@ class _History:
 
 def _log_probabilities(sequences: list[Sequence], logits_RV: torch.Tensor, tokens_R: torch.Tensor) -> list[float]:
     """The model's own, before any logits processor; 0.0 where nobody asks."""
-    if not any(sequence.request.with_log_probabilities for sequence in sequences):
+    if not any(sequence.options.with_log_probabilities for sequence in sequences):
         return [0.0] * len(sequences)
     return torch.log_softmax(logits_RV, dim=-1).gather(1, tokens_R[:, None])[:, 0].tolist()
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
-from PIL import Image
 from transformers.cache_utils import Cache
 
-from ovis25.generate.request import Method, Prompt, Request
+from ovis25.generate.request import GenerationOptions, Method, Prompt
+from ovis25.generate.transcript import Reply, ToolCall, Transcript, reply_text
 
 _numbers = itertools.count()
 
@@ -24,20 +24,12 @@ class Writer(IntEnum):
     TOOL = 2
 
 
-@dataclass
-class ToolCall:
-    """A call as the model wrote it, and what the tool gave: an image, or a text."""
-
-    call: str
-    result: Image.Image | str
-
-
 @dataclass(eq=False)
 class Sequence:
     """One reply while it is written.
 
     `ids` holds everything after the prompt (negative markers at visual positions), `writers` who wrote each, and
-    `log_probabilities`, where the request asks for them, the model's own log-probability of each (0.0 where it did not
+    `log_probabilities`, where the options ask for them, the model's own log-probability of each (0.0 where it did not
     choose). `num_new` counts what was written or forced; tool results do not count.
 
     `stop_reason`: "stop" (end of turn), "stop_string", "length" (max_new_tokens), "context" (the model's longest
@@ -47,11 +39,11 @@ class Sequence:
     `cache` is the reply's KV cache once it has ended, where `keeps_cache` asks for it.
     """
 
-    request: Request
+    options: GenerationOptions
     prompt: Prompt
-    max_new_tokens: int
-    method: Method
-    generator: torch.Generator
+    max_new_tokens: int = 0
+    method: Method | None = None
+    generator: torch.Generator | None = None
     keeps_cache: bool = False
     number: int = field(default_factory=lambda: next(_numbers))
     ids: list[int] = field(default_factory=list)
@@ -111,5 +103,21 @@ class Sequence:
 
     def _note(self, count: int, writer: Writer, log_probability: float) -> None:
         self.writers += [writer] * count
-        if self.request.with_log_probabilities:
+        if self.options.with_log_probabilities:
             self.log_probabilities += [log_probability] * count
+
+    def reply(self, tokenizer) -> Reply:
+        """The whole reply, its parts told apart."""
+        transcript = Transcript(tokenizer, self.prompt.is_thinking)
+        transcript.read(self.ids)
+        return Reply(
+            answer=transcript.answer(),
+            thinking=transcript.thinking(),
+            text=reply_text(tokenizer, self.ids),
+            prompt_tokens=len(self.prompt.ids),
+            thinking_tokens=transcript.num_thinking_tokens(),
+            new_tokens=self.num_new,
+            stop_reason=self.stop_reason,
+            budget_forced=self.budget_forced,
+            tool_calls=self.tool_calls,
+        )
