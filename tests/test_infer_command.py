@@ -21,7 +21,7 @@ SHORT = ["--max_new_tokens", "4", "--temperature", "0"]
 def engine(tiny_folder, monkeypatch) -> Ovis25Inference:
     """Loaded once for the commands of a test."""
     engine = Ovis25Inference(tiny_folder)
-    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments: engine)
+    monkeypatch.setattr(cli, "Ovis25Inference", lambda *arguments, **options: engine)
     return engine
 
 
