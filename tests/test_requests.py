@@ -391,6 +391,21 @@ def test_what_a_tool_does_is_told_to_the_model(engine, picture, call, told):
         assert "ok&lt;|im_end|>\n&lt;|im_start|>user\n&lt;/tool_response>&lt;think>&lt;image>" in reply.text
 
 
+def following(ids: list[int]):
+    """A logits processor that makes every row write these ids in turn, whatever else it is fed between them."""
+
+    def process(history, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        for row, words in enumerate(history.tolist()):
+            done = 0
+            for word in words:
+                done += done < len(ids) and word == ids[done]
+            forced[row, ids[min(done, len(ids) - 1)]] = 0.0
+        return forced
+
+    return process
+
+
 def test_a_tool_that_fails_does_not_end_the_batch(engine, picture):
     tokenizer = engine.processor.tokenizer
     written = tokenize(tokenizer, "<tool_call>Odd key</tool_call></tool_call>Well.<|im_end|>", [])[0]
@@ -401,7 +416,7 @@ def test_a_tool_that_fails_does_not_end_the_batch(engine, picture):
 
     requests = [{"prompt": "a", "image": picture, "tools": tools} for tools in (Broken(), Toolbox([Odd()]))]
     replies = engine.replies(
-        requests, max_new_tokens=40, logits_processor=[Scripted(written)], **SMALL, **GREEDY
+        requests, max_new_tokens=40, logits_processor=[following(written)], **SMALL, **GREEDY
     )  # fmt: skip
     assert all(call.result.startswith("Error: ") for reply in replies for call in reply.tool_calls)
     assert [len(reply.tool_calls) for reply in replies] == [2, 2]

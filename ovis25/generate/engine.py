@@ -6,9 +6,11 @@
     engine.run([first])
 
 A reply does not depend on its neighbours: a row sees its own positions alone, chooses by its own arguments, and draws
-from its own random generator. What a row did not choose (the end of its thinking when a budget is spent, the result of
-a tool) waits in its queue and is fed like a token: beside the others where it is short, in one pass of its own where it
-is long. No prompt is prefilled twice.
+from its own random generator where it has a seed.
+
+What a row did not choose (the end of its thinking when a budget is spent, the result of a tool) waits in its queue and
+is fed like a token: beside the others where it is short, in one pass of its own where it is long. No prompt is
+prefilled twice.
 """
 
 from collections.abc import Iterable, Iterator
@@ -58,8 +60,9 @@ class Engine:
             RequestError: transformers refuses the generation arguments.
         """
         room, method = self.check(options)
-        seed = int(torch.randint(2**62, ())) if options.seed is None else options.seed
-        generator = torch.Generator(self.model.device).manual_seed(seed)
+        generator = None
+        if options.seed is not None:
+            generator = torch.Generator(self.model.device).manual_seed(options.seed)
         sequence = Sequence(options, prompt, room, method, generator, keeps_cache)
         self.scheduler.waiting.append(sequence)
         return sequence

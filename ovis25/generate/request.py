@@ -33,9 +33,9 @@ class GenerationOptions:
     `max_new_tokens` counts everything written, thinking and forced text included; where a budget would leave no room
     for an answer, it counts from the end of the thinking instead (raised by budget and forced text).
     `sampling`: transformers' generation arguments; what is not given is the checkpoint's. `seed` makes the reply's own
-    random generator; without one the seed is drawn from torch's. `tools` are run where the model calls them, up to
-    `max_tool_calls` times; their images get the pixel budget `tool_pixels`. `with_log_probabilities` notes the model's
-    own log-probability of every token that it chose.
+    random generator; without one it draws from torch's, beside its neighbours. `tools` are run where the model calls
+    them, up to `max_tool_calls` times; their images get the pixel budget `tool_pixels`. `with_log_probabilities` notes
+    the model's own log-probability of every token that it chose.
     """
 
     thinking_budget: int | None = None

@@ -105,12 +105,7 @@ class Sampler:
         history_Rn = self._history(rows, logits_RV.device) if needs_history else None
         scores_RV = method.processors(history_Rn, logits_RV) if len(method.processors) else logits_RV
         if method.do_sample:
-            probabilities = torch.softmax(scores_RV, dim=-1)
-            drawn = [
-                torch.multinomial(row[None], 1, generator=s.generator)
-                for row, s in zip(probabilities, rows, strict=True)
-            ]
-            tokens_R1 = torch.cat(drawn)
+            tokens_R1 = _draw(rows, torch.softmax(scores_RV, dim=-1))
         else:
             tokens_R1 = scores_RV.argmax(dim=-1, keepdim=True)
         is_stop = [False] * len(rows)
@@ -147,6 +142,16 @@ class _History:
             self._buffer[self._length : len(ids)] = torch.tensor(words, device=self._buffer.device)
             self._length = len(ids)
         return self._buffer[: len(ids)]
+
+
+def _draw(rows: list[Sequence], probabilities_RV: torch.Tensor) -> torch.Tensor:
+    """(R, 1) tokens: each row with its own generator, those without one together, with torch's."""
+    if all(row.generator is None for row in rows):
+        return torch.multinomial(probabilities_RV, 1)
+    return torch.cat([
+        torch.multinomial(one[None], 1, generator=row.generator)
+        for one, row in zip(probabilities_RV, rows, strict=True)
+    ])  # fmt: skip
 
 
 def _log_probabilities(sequences: list[Sequence], logits_RV: torch.Tensor, tokens_R: torch.Tensor) -> list[float]:
