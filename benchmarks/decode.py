@@ -81,7 +81,7 @@ def rates(engine, picture, num_new: int) -> dict[str, float]:
 
 
 def budget(engine, picture) -> dict[str, float]:
-    forced = engine._budget_tokens.early_stop
+    forced = engine.core.early_stop_ids
     request, _ = engine.request(
         "Read.", [picture], enable_thinking=True, thinking_budget=BUDGET, max_new_tokens=BUDGET + len(forced) + ANSWER
     )

@@ -82,7 +82,7 @@ def _rates(run: Run, engine: Ovis25Inference, prompts: list, num_new: int, gener
 
 def _budget(run: Run, engine: Ovis25Inference, side: int, num_tokens: int) -> dict:
     """`num_tokens` of thinking, the forced sentence and as many of answer, against generating twice."""
-    forced = engine._budget_tokens.early_stop
+    forced = engine.core.early_stop_ids
     prompt = _prompt(
         engine, side, enable_thinking=True, thinking_budget=num_tokens, max_new_tokens=2 * num_tokens + len(forced)
     )

@@ -126,7 +126,7 @@ def test_chat_in_the_terminal(engine, capsys):
 def test_the_documentation_runs(engine, monkeypatch):
     """Every Python block of docs/inference.md, in order."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(engine, "_room", lambda request: 8)
+    monkeypatch.setattr(engine.core, "room", lambda options: 8)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "inference.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {"Ovis25Inference": lambda path: engine}
     assert len(blocks) == 4

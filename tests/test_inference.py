@@ -10,10 +10,10 @@ from conftest import Scripted
 from PIL import Image
 
 from ovis25 import Ovis2_5, Ovis2_5Processor, Ovis25Inference
+from ovis25.generate.request import EARLY_STOP_TEXT
+from ovis25.generate.transcript import Transcript
 from ovis25.inference import RequestError
-from ovis25.inference.decoding import EARLY_STOP_TEXT
 from ovis25.inference.grounding import parse_grounding
-from ovis25.inference.reply import Transcript
 from ovis25.processing.chat import tokenize
 from ovis25.processing.download import ALLOW_PRIVATE
 
@@ -58,19 +58,15 @@ def test_budget_is_the_released_one(whole_golden):
         assert prompts[-1].ids == case["input_ids"]
         expected.append(case["output_ids"])
     for batch in [prompts, *([prompt] for prompt in prompts)]:
-        embeds, mask = engine.embed(batch)
-        rows = decoded(engine, batch, embeds, mask)
-        assert [row.ids for row in rows] == (expected if len(batch) > 1 else [expected[prompts.index(batch[0])]])
-    assert sum(row.budget_forced for row in decoded(engine, prompts, *engine.embed(prompts))) == 4
+        written = decoded(engine, batch)
+        assert [row.ids for row in written] == (expected if len(batch) > 1 else [expected[prompts.index(batch[0])]])
+    assert sum(row.budget_forced for row in decoded(engine, prompts)) == 4
 
 
-def decoded(engine, prompts, embeds, mask):
-    from ovis25.inference.decoding import Row
-
-    rows = [Row(0) for _ in prompts]
-    for _ in engine._steps(prompts, rows, [[] for _ in prompts], embeds, mask, None, dict(GREEDY)):
-        pass
-    return rows
+def decoded(engine, prompts):
+    sequences = [engine.core.add(prompt, engine._options(prompt.request, dict(GREEDY))) for prompt in prompts]
+    engine.core.run(sequences)
+    return sequences
 
 
 def test_loop_is_transformers_loop(engine, picture):
@@ -122,14 +118,14 @@ def test_batch_rows_are_single_runs(engine, picture):
 def test_budget_ends_the_thinking(engine, sampling, monkeypatch):
     monkeypatch.setattr(engine.model.generation_config, "eos_token_id", [len(engine.processor.tokenizer) + 5])
     # what an untrained model never says by itself within five tokens, it is forced to say
-    think_end = engine._budget_tokens.think_end
+    think_end = engine.core.think_end_id
     reply = engine.text_only_inference(
         "Why?", enable_thinking=True, thinking_budget=BUDGET, max_new_tokens=3, return_thinking=True,
         bad_words_ids=[[think_end]], **sampling,
     )  # fmt: skip
     assert reply.budget_forced and reply.stop_reason == "length"
     # raised, so that the answer has its three tokens
-    assert reply.new_tokens == BUDGET + len(engine._budget_tokens.early_stop) + 3
+    assert reply.new_tokens == BUDGET + len(engine.core.early_stop_ids) + 3
     assert reply.thinking.endswith(EARLY_STOP_TEXT.split("\n</think>")[0].strip())
     assert EARLY_STOP_TEXT in reply.text
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from ovis25 import Ovis25Inference
 from ovis25.data import ConversationDataset, DataError
-from ovis25.inference.decoding import Row
 from ovis25.processing.chat import tokenize
 from ovis25.tools import CropTool, Toolbox, toolbox
 
@@ -104,10 +103,10 @@ def test_training_sequence_is_the_one_at_inference(tool_engine, image, tmp_path)
         max_pixels=9216,
     )  # fmt: skip
     prompt = tool_engine.encode(request)
-    row = Row(0)
     script = {"logits_processor": [Scripted(written)], "do_sample": False, "repetition_penalty": 1.0}
-    pieces = list(tool_engine.stream_prompt(prompt, tool_engine.embed([prompt])[0], None, script, row))
-    assert pieces and item["input_ids"].tolist() == prompt.ids + row.ids
+    ended = []
+    pieces = list(tool_engine.stream_prompt(prompt, script, on_end=ended.append))
+    assert pieces and item["input_ids"].tolist() == prompt.ids + ended[0].ids
     assert item["labels"][item["labels"] >= 0].tolist() == written
     assert len(item["grid_thws"]) == 2
 

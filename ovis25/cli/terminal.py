@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from ovis25.files import is_data_url, is_web_address, locate_file, unquoted_path
+from ovis25.generate.transcript import ReplyStream
 from ovis25.inference.chat import Chat
 from ovis25.inference.prompt import PICTURE_ERRORS
-from ovis25.inference.reply import ReplyStream
 from ovis25.inference.request import RequestError
 from ovis25.processing.image import image_size
 from ovis25.processing.video import video_info

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
-from ovis25.inference.prompt import Prompt
+from ovis25.inference.prompt import Question
 
 
-def batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts, in batches of equal generation arguments, in order of their first ones.
-
-    A request with a `seed` of its own is a batch: who sits beside it must not change what it draws.
-    """
+def batches(prompts: Sequence[Question], batch_size: int) -> list[list[int]]:
+    """Indices of the prompts, in batches of equal generation arguments of their own, in order of their first ones."""
     groups: list[tuple[dict, list[int]]] = []
     for index, prompt in enumerate(prompts):
         own = prompt.request.generation
-        size = 1 if own.get("seed") is not None else batch_size
-        group = next((indices for known, indices in reversed(groups) if known == own and len(indices) < size), None)
+        group = next(
+            (indices for known, indices in reversed(groups) if known == own and len(indices) < batch_size), None
+        )
         if group is None:
             group = []
             groups.append((own, group))

@@ -5,21 +5,38 @@ reply. The KV cache is cut back to where they part, and only the rest is prefill
 """
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from transformers import DynamicCache
 
 from ovis25.constants import VISUAL_ATOM_ID
+from ovis25.generate import Sequence
+from ovis25.generate.transcript import Piece, Reply, ReplyStream
 from ovis25.inference.checks import check_flag
-from ovis25.inference.decoding import Row
-from ovis25.inference.reply import Piece, Reply, ReplyStream
+from ovis25.inference.prompt import Question
+from ovis25.inference.request import Request
+from ovis25.model import Ovis2_5
+from ovis25.processing import Ovis2_5Processor
 from ovis25.processing.chat import tokenize
 from ovis25.processing.image import ImageSource
 from ovis25.processing.processor import Grid, VideoSource, visual_tensors
 
-if TYPE_CHECKING:
-    from ovis25.inference.engine import Ovis25Inference
+
+class Answers(Protocol):
+    """What a chat needs of the engine that made it, `Ovis25Inference`."""
+
+    model: Ovis2_5
+    processor: Ovis2_5Processor
+    device: torch.device
+
+    def request(self, prompt: str, images=(), video=None, **options) -> tuple[Request, dict]: ...
+
+    def encode(self, request: Request, generation: dict | None = None) -> Question: ...
+
+    def check_length(self, length: int) -> None: ...
+
+    def stream_prompt(self, prompt: Question, generation: dict, on_end=None) -> ReplyStream: ...
 
 
 class Chat:
@@ -33,7 +50,7 @@ class Chat:
     `messages` is the history; `num_reused` is how many positions of the last turn came from the cache.
     """
 
-    def __init__(self, engine: "Ovis25Inference", **options):
+    def __init__(self, engine: Answers, **options):
         # what is wrong with the options is said now, not at the first turn
         engine.request("a first turn", **options)
         self._engine, self.options = engine, options
@@ -69,9 +86,11 @@ class Chat:
         self, prompt: str, images: Iterable[ImageSource] = (), video: VideoSource | None = None, **options
     ) -> ReplyStream:
         """The next turn, piece by piece. A turn that fails or is given up leaves the history as it was."""
-        return ReplyStream(self._turn(prompt, images, video, {**self.options, **options}))
+        stream = ReplyStream()
+        stream.pieces = self._turn(stream, prompt, images, video, {**self.options, **options})
+        return stream
 
-    def _turn(self, prompt, images, video, options) -> Iterator[Piece]:
+    def _turn(self, stream: ReplyStream, prompt, images, video, options) -> Iterator[Piece]:
         engine = self._engine
         request, generation = engine.request(prompt, images, video, **options)
         new = engine.encode(request, generation)
@@ -86,18 +105,22 @@ class Chat:
         engine.check_length(len(new.ids))
         start = _common_length(self._cached_ids, new.ids[:-1])
         _cut(self._cache, start)
-        row = Row(0)
-        try:
-            inputs = self._inputs_embeds(new.ids[start:], embeds)
-            reply = yield from engine.stream_prompt(new, inputs, self._cache, generation, row)
-        finally:
-            # also where the reader gave up: the cache says how far it came
-            self._cached_ids = [*new.ids, *row.ids][: self._cache.get_seq_length()]
+        new.cache, new.visual_embeds = self._cache, _of_last_atoms(embeds, new.ids[start:])
+        # until it comes back whole: an interrupted step leaves it half fed
+        self._cache, self._cached_ids = DynamicCache(), []
+        written = engine.stream_prompt(new, generation, on_end=self._keep)
+        yield from written
+        reply = stream.reply = written.reply
         answer = {"role": "assistant", "content": [{"type": "text", "text": reply.answer}]}
         self.messages = [*messages, answer]
         self._grids, self._embeds, self._images, self.num_reused = grids, embeds, new.images, start
         self._pixels += new.pixels
-        return reply
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Take the cache of a turn that has ended, also where the reader gave up: it says how far it came."""
+        if sequence.cache is not None:
+            self._cache = sequence.cache
+            self._cached_ids = [*sequence.prompt.ids, *sequence.ids][: self._cache.get_seq_length()]
 
     @torch.no_grad()
     def _visual_embeds(self, all_pixels: list, grids: list[Grid]) -> list[torch.Tensor]:
@@ -112,11 +135,11 @@ class Chat:
             )
         return embeds
 
-    @torch.no_grad()
-    def _inputs_embeds(self, ids: list[int], embeds: list[torch.Tensor]) -> torch.Tensor:
-        engine, num_atoms = self._engine, ids.count(VISUAL_ATOM_ID)
-        visual = torch.cat(embeds)[-num_atoms:] if num_atoms else None
-        return engine.model.get_inputs_embeds(torch.tensor([ids], device=engine.device), visual_embeds=visual)
+
+def _of_last_atoms(embeds: list[torch.Tensor], ids: list[int]) -> torch.Tensor | None:
+    """Of all visual embeddings, in order, those of the last ids' visual positions; None where they have none."""
+    num_atoms = ids.count(VISUAL_ATOM_ID)
+    return torch.cat(embeds)[-num_atoms:] if num_atoms else None
 
 
 def _common_length(first: list[int], second: list[int]) -> int:

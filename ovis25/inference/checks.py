@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ovis25.errors import UserError
+from ovis25.generate.request import RequestError
 from ovis25.text import lone_surrogate, shorten
 
 _LARGEST_SHOWN = 10**30
@@ -15,10 +15,6 @@ _LARGEST_SHOWN = 10**30
 _CONTAINERS = reprlib.Repr()
 _CONTAINERS.maxlevel = _CONTAINERS.maxlist = _CONTAINERS.maxtuple = _CONTAINERS.maxdict = 3
 _CONTAINERS.maxother = 40
-
-
-class RequestError(UserError, ValueError):
-    """A request that cannot be answered as it stands: says which argument is wrong, and why."""
 
 
 def shown(value) -> str:

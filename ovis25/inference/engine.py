@@ -1,35 +1,23 @@
 """Ask a model: one picture, several, a video, or text alone; single, streamed, or in batches of any mix."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from transformers.cache_utils import Cache
 
 from ovis25.constants import (
     MULTIPLE_IMAGE_PIXELS,
     SINGLE_IMAGE_PIXELS,
-    THINK_END,
-    TOOL_CALL_BEGIN,
-    TOOL_CALL_END,
 )
+from ovis25.generate import Engine, GenerationOptions, Prompt, Sequence
+from ovis25.generate.transcript import Piece, Reply, ReplyStream, Transcript
 from ovis25.inference.batches import batches
 from ovis25.inference.chat import Chat
 from ovis25.inference.checks import check_flag, check_text, check_whole, refuse, shown
-from ovis25.inference.decoding import EARLY_STOP_TEXT, Appended, BudgetTokens, Row, start_decoding
 from ovis25.inference.generation import check_combination, check_generation, is_other_search
 from ovis25.inference.grounding import GROUNDING_PROMPTS, Grounding, check_coordinates, parse_grounding
-from ovis25.inference.prompt import Prompt, check_length, encode_request, opened
-from ovis25.inference.reply import (
-    Piece,
-    Reply,
-    ReplyStream,
-    ToolCall,
-    Transcript,
-    reply_text,
-)
+from ovis25.inference.prompt import Question, check_length, encode_request, opened, visual_budget
 from ovis25.inference.request import Request, RequestError, as_request, make_request, split_options
-from ovis25.inference.tool_loop import answer_call, written_call
 from ovis25.loading import find_model
 from ovis25.model import Ovis2_5
 from ovis25.model.adapter import load_adapter
@@ -90,12 +78,7 @@ class Ovis25Inference:
         return engine
 
     def _set_up(self) -> None:
-        tokenizer = self.processor.tokenizer
-        self._call_begin, self._call_end, think_end = tokenizer.convert_tokens_to_ids(
-            [TOOL_CALL_BEGIN, TOOL_CALL_END, THINK_END]
-        )
-        forced = tokenizer(EARLY_STOP_TEXT, add_special_tokens=False)["input_ids"]
-        self._budget_tokens = BudgetTokens(think_end, forced)
+        self.core = Engine(self.model, self.processor)
 
     def single_image_inference(self, image: ImageSource, prompt: str, enable_thinking: bool = False, **options):
         """Answer a question about one image. Pixel budget: the trained one, else 448^2 to 1792^2."""
@@ -159,7 +142,7 @@ class Ovis25Inference:
         """As `single_image_inference_streaming`, for any kind of request. Bad input raises here, before any piece."""
         request, generation = make_request(prompt, images, video, **options)
         prompt = self.encode(request, generation)
-        return ReplyStream(self.stream_prompt(prompt, self.embed([prompt])[0], None, generation, Row(0)))
+        return self.stream_prompt(prompt, generation)
 
     def batch_inference(self, requests: list[Request | dict], return_thinking: bool = False, **options) -> list:
         """Answer requests of any mix of kinds; arguments and order as in `replies`."""
@@ -175,8 +158,8 @@ class Ovis25Inference:
         """The whole replies in the requests' order; a dict holds fields of `Request` (`image` for one image).
 
         `options` hold for all: generation arguments, and fields for the dicts that lack them. A request's own
-        generation arguments win. `batch_size` requests that are decoded alike share each forward pass; one with a
-        `seed` of its own is answered alone, so that its neighbours do not matter.
+        generation arguments win. `batch_size` requests share each forward pass; where one has ended, the next begins.
+        A reply does not depend on its neighbours.
 
         Raises:
             RequestError: names the request by its index; raised before anything is generated.
@@ -193,12 +176,7 @@ class Ovis25Inference:
                 prompts.append(self.encode(as_request(request, defaults), generation))
             except RequestError as error:
                 raise RequestError(f"request {index}: {error}") from error
-        replies: list[Reply] = [None] * len(prompts)
-        for indices in batches(prompts, batch_size):
-            answers = self.reply_to([prompts[index] for index in indices], generation)
-            for index, reply in zip(indices, answers, strict=True):
-                replies[index] = reply
-        return replies
+        return self.reply_to(prompts, generation, batch_size)
 
     def _ask(self, prompt: str, return_thinking: bool = False, **options) -> str | Reply:
         check_flag("return_thinking", return_thinking)
@@ -213,7 +191,7 @@ class Ovis25Inference:
         """How many positions the model has."""
         return self.model.config.llm_config.max_position_embeddings
 
-    def encode(self, request: Request, generation: dict | None = None) -> Prompt:
+    def encode(self, request: Request, generation: dict | None = None) -> Question:
         """Read the visuals and tokenize; with the call's generation arguments also check that they fit the request.
 
         Raises:
@@ -244,75 +222,87 @@ class Ovis25Inference:
         embeds = self.model.get_inputs_embeds(padded["input_ids"].to(self.device), **visuals)
         return embeds, None if mask.all() else mask
 
-    def reply_to(self, prompts: list[Prompt], generation: dict) -> list[Reply]:
-        """One batch of encoded requests, which have the same generation arguments of their own (or none)."""
-        generation = self._generation(prompts[0].request, generation)
-        embeds, mask = self.embed(prompts)
-        rows, traces = [Row(0) for _ in prompts], [[] for _ in prompts]
-        if is_other_search(generation):
-            self._search(prompts, rows, embeds, mask, generation)
-        else:
-            for _ in self._steps(prompts, rows, traces, embeds, mask, None, generation):
-                pass
-        return [self._reply(*parts) for parts in zip(prompts, rows, traces, strict=True)]
+    def reply_to(self, prompts: list[Question], generation: dict, batch_size: int | None = None) -> list[Reply]:
+        """The replies to encoded requests, `batch_size` (all) of which are written at once."""
+        batch_size = batch_size or len(prompts)
+        chosen = [self._generation(prompt.request, generation) for prompt in prompts]
+        searched = [index for index, one in enumerate(chosen) if is_other_search(one)]
+        written = [index for index in range(len(prompts)) if index not in searched]
+        replies = self._write([prompts[i] for i in written], [chosen[i] for i in written], batch_size)
+        found = dict(zip(written, replies, strict=True))
+        for indices in batches([prompts[index] for index in searched], batch_size):
+            places = [searched[index] for index in indices]
+            replies = self._search([prompts[place] for place in places], chosen[places[0]])
+            found |= zip(places, replies, strict=True)
+        return [found[index] for index in range(len(prompts))]
+
+    def _write(self, prompts: list[Question], generations: list[dict], batch_size: int) -> list[Reply]:
+        if not prompts:
+            return []
+        core = self._core(generations[0], batch_size)
+        options = [self._options(prompt.request, one) for prompt, one in zip(prompts, generations, strict=True)]
+        for one in options:
+            core.check(one)
+        sequences = [core.add(prompt, one) for prompt, one in zip(prompts, options, strict=True)]
+        core.run(sequences)
+        return [sequence.reply(self.processor.tokenizer) for sequence in sequences]
 
     def stream_prompt(
-        self, prompt: Prompt, embeds: torch.Tensor, cache: Cache | None, generation: dict, row: Row
-    ) -> Iterator[Piece]:
-        """Decode one prompt, whose embeddings follow what `cache` holds; returns the reply."""
-        generation = self._generation(prompt.request, generation)
-        if is_other_search(generation):
+        self, prompt: Question, generation: dict, on_end: Callable[[Sequence], None] | None = None
+    ) -> ReplyStream:
+        """One encoded request, piece by piece; its arguments are checked now.
+
+        `on_end` gets the sequence, with its KV cache, once it has ended or was given up.
+        """
+        chosen = self._generation(prompt.request, generation)
+        if is_other_search(chosen):
             raise RequestError("num_beams and other searches know the text only at the end and cannot be streamed")
-        trace: list[ToolCall] = []
-        transcript, num_read = Transcript(self.processor.tokenizer, prompt.is_thinking), 0
-        for _ in self._steps([prompt], [row], [trace], embeds, None, cache, generation):
-            yield from transcript.read(row.ids[num_read:])
-            num_read = len(row.ids)
-        yield from transcript.finish()
-        return self._reply(prompt, row, trace)
+        core, options = self._core(chosen, 1), self._options(prompt.request, chosen)
+        core.check(options)
+        stream = ReplyStream()
+        stream.pieces = self._pieces(core, prompt, options, on_end, stream)
+        return stream
 
-    def _steps(self, prompts, rows, traces, embeds, mask, cache, generation) -> Iterator[None]:
-        for prompt, row in zip(prompts, rows, strict=True):
-            row.max_new_tokens, row.thinking_budget = self._room(prompt.request), prompt.request.thinking_budget
-
-        def on_token(index: int, token: int) -> Appended | None:
-            if token == self._call_end and prompts[index].request.tools is not None:
-                return self._call(prompts[index], rows[index], traces[index])
-            return None
-
+    def _pieces(self, core: Engine, prompt: Question, options, on_end, stream: ReplyStream) -> Iterator[Piece]:
+        sequence = core.add(prompt, options, keeps_cache=on_end is not None)
+        transcript = Transcript(self.processor.tokenizer, prompt.is_thinking)
         try:
-            return start_decoding(
-                self.model, self.processor.tokenizer, rows, embeds, mask, self._budget_tokens, on_token, cache,
-                **generation,
-            )  # fmt: skip
-        except (ValueError, TypeError, NotImplementedError) as error:
-            # what transformers finds wrong with the arguments before the first token
-            raise RequestError(f"generation arguments: {error}") from error
+            for ids in core.stream(sequence):
+                yield from transcript.read(ids)
+        finally:
+            core.abort(sequence)
+            if on_end is not None:
+                on_end(sequence)
+        yield from transcript.finish()
+        stream.reply = sequence.reply(self.processor.tokenizer)
 
-    def _room(self, request: Request) -> int:
-        """How many new tokens a reply may have."""
-        if request.thinking_budget is None:
-            return request.max_new_tokens
-        spent = request.thinking_budget + len(self._budget_tokens.early_stop)
-        return request.max_new_tokens if request.max_new_tokens > spent else spent + request.max_new_tokens
+    def _core(self, generation: dict, num_rows: int) -> Engine:
+        """The engine's own core; a static cache, whose rows begin together, takes one for itself."""
+        is_static = generation.get("cache_implementation") == "static"
+        core = Engine(self.model, self.processor, is_static=True) if is_static else self.core
+        core.scheduler.max_rows = num_rows
+        return core
+
+    def _options(self, request: Request, generation: dict) -> GenerationOptions:
+        """How the reply to a request is written; `generation` is checked, and the whole of it."""
+        sampling = {name: value for name, value in generation.items() if name not in ("seed", "cache_implementation")}
+        return GenerationOptions(
+            thinking_budget=request.thinking_budget,
+            max_new_tokens=request.max_new_tokens,
+            sampling=sampling,
+            seed=generation.get("seed"),
+            tools=request.tools,
+            max_tool_calls=request.max_tool_calls,
+            # a crop is shown with the budget of the request's own images
+            tool_pixels=visual_budget(self.processor, request),
+        )
 
     @torch.no_grad()
-    def _call(self, prompt: Prompt, row: Row, trace: list[ToolCall]) -> Appended | None:
-        """Run the call that the row has just ended."""
-        if len(trace) > prompt.request.max_tool_calls:
-            row.stop_reason = "tool_calls"
-            return None
-        call = written_call(self.processor.tokenizer, row.ids, self._call_begin, self._call_end)
-        fed = answer_call(self.processor, prompt, trace, call)
-        if not fed.grids:
-            return fed.ids, None
-        visuals = {name: tensor.to(self.device) for name, tensor in visual_tensors(fed.pixels, fed.grids).items()}
-        return fed.ids, self.model.get_inputs_embeds(torch.tensor([fed.ids], device=self.device), **visuals)[0]
-
-    def _search(self, prompts, rows, embeds, mask, generation) -> None:
+    def _search(self, prompts: list[Question], generation: dict) -> list[Reply]:
         """Beam search and its like, which transformers does whole."""
         for prompt in prompts:
             check_combination(prompt.request, generation)
+        embeds, mask = self.embed(prompts)
         mask = mask if mask is not None else torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device)
         limit = min(max(prompt.request.max_new_tokens for prompt in prompts), self.longest)
         try:
@@ -322,26 +312,15 @@ class Ovis25Inference:
             )  # fmt: skip
         except (ValueError, TypeError, NotImplementedError) as error:
             raise RequestError(f"generation arguments: {error}") from error
+        return [self._found(prompt, ids) for prompt, ids in zip(prompts, output.tolist(), strict=True)]
+
+    def _found(self, prompt: Question, ids: list[int]) -> Reply:
+        """The reply that a search has found, without what stands behind its end."""
         stops = self.model.generation_config.eos_token_id
         stops = set(stops if isinstance(stops, list) else [stops])
-        for prompt, row, ids in zip(prompts, rows, output.tolist(), strict=True):
-            ends = [index for index, token in enumerate(ids) if token in stops]
-            row.ids = ids[: ends[0] + 1 if ends else len(ids)][: prompt.request.max_new_tokens]
-            row.num_new = len(row.ids)
-            row.stop_reason = "stop" if row.ids and row.ids[-1] in stops else "length"
-
-    def _reply(self, prompt: Prompt, row: Row, trace: list[ToolCall]) -> Reply:
-        tokenizer = self.processor.tokenizer
-        transcript = Transcript(tokenizer, prompt.is_thinking)
-        transcript.read(row.ids)
-        return Reply(
-            answer=transcript.answer(),
-            thinking=transcript.thinking(),
-            text=reply_text(tokenizer, row.ids),
-            prompt_tokens=len(prompt.ids),
-            thinking_tokens=transcript.num_thinking_tokens(),
-            new_tokens=row.num_new,
-            stop_reason=row.stop_reason,
-            budget_forced=row.budget_forced,
-            tool_calls=trace,
-        )
+        ends = [index for index, token in enumerate(ids) if token in stops]
+        found = Sequence(self._options(prompt.request, {}), prompt)
+        for token in ids[: ends[0] + 1 if ends else len(ids)][: prompt.request.max_new_tokens]:
+            found.write(token)
+        found.stop_reason = "stop" if found.ids and found.ids[-1] in stops else "length"
+        return found.reply(self.processor.tokenizer)

@@ -86,6 +86,9 @@ def is_other_search(generation: dict) -> bool:
 
 def check_combination(request, generation: dict) -> None:
     """What a request asks for and how it is to be decoded fit each other. Raises RequestError."""
+    cache = generation.get("cache_implementation", "dynamic")
+    if cache not in ("dynamic", "static") and not is_other_search(generation):
+        raise refuse("cache_implementation", cache, "dynamic or static (model.generate takes others)")
     if is_other_search(generation):
         if request.thinking_budget is not None or request.tools is not None:
             raise RequestError("a thinking budget or tools need num_beams=1 and no other search")

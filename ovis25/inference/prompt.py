@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ovis25.constants import PATCH_SIZE, SINGLE_IMAGE_PIXELS, THINK_BEGIN, THINK_END, TURN_BEGIN
+from ovis25.constants import PATCH_SIZE, SINGLE_IMAGE_PIXELS
 from ovis25.files import is_web_address
+from ovis25.generate.request import PICTURE_ERRORS, Prompt
 from ovis25.inference.checks import RequestError
 from ovis25.inference.request import Request
 from ovis25.processing import Ovis2_5Processor
 from ovis25.processing.chat import tokenize
 from ovis25.processing.image import ImageSource, image_size, num_visual_tokens, smart_resize
-from ovis25.processing.processor import Grid
 from ovis25.processing.video import video_info
 from ovis25.text import shorten
 
@@ -19,29 +19,21 @@ from ovis25.text import shorten
 _CHARACTERS_PER_TOKEN = 16
 # some libraries repeat what they were given
 _LONGEST_REASON = 1000
-# what Pillow and its plugins raise for sources that cannot be read, closed pictures among them
-PICTURE_ERRORS = (ValueError, OSError, AttributeError, TypeError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass
-class Prompt:
-    """A request, encoded: the text's ids with negative markers, and its visuals."""
+class Question(Prompt):
+    """A request, encoded."""
 
-    request: Request
-    text: str
-    ids: list[int]
-    pixels: list
-    grids: list[Grid]
-    images: list[Image.Image]
+    request: Request | None = None
 
     @property
     def is_thinking(self) -> bool:
         """The reply begins inside a thinking block: the template opened it, or a budget will close it."""
-        _, is_opened, tail = self.text.rpartition(TURN_BEGIN)[2].rpartition(THINK_BEGIN)
-        return self.request.thinking_budget is not None or bool(is_opened) and THINK_END not in tail
+        return self.request.thinking_budget is not None or super().is_thinking
 
 
-def encode_request(processor: Ovis2_5Processor, request: Request, longest: int) -> Prompt:
+def encode_request(processor: Ovis2_5Processor, request: Request, longest: int) -> Question:
     """Read the visuals and tokenize; what does not fit into `longest` positions is refused before it is read.
 
     Raises:
@@ -67,7 +59,7 @@ def encode_request(processor: Ovis2_5Processor, request: Request, longest: int) 
         raise _named(kind, error) from error
     ids = tokenize(processor.tokenizer, text, grids)[0]
     check_length(len(ids), longest, request)
-    return Prompt(request, text, ids, pixels, grids, images if request.tools else [])
+    return Question(text, ids, pixels, grids, images if request.tools else [], request=request)
 
 
 def opened(processor: Ovis2_5Processor, image: ImageSource, max_pixels: int = SINGLE_IMAGE_PIXELS[1]) -> Image.Image:

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ovis25.files import IS_FILE, IS_MISSING, is_data_url, is_web_address, locate_file, problem_of, without_doubles
+from ovis25.generate.transcript import Reply
 from ovis25.inference.batches import batches
 from ovis25.inference.checks import check_whole, refuse, shown
 from ovis25.inference.engine import Ovis25Inference
-from ovis25.inference.prompt import Prompt
-from ovis25.inference.reply import Reply
+from ovis25.inference.prompt import Question
 from ovis25.inference.request import RequestError, as_request, make_request, split_options
 from ovis25.signatures import decoded_by_mark, looks_binary, signature
 from ovis25.text import escape_controls, shorten
@@ -178,7 +178,7 @@ class LineReader:
     def windows(self, lines: list[str], start: int, batch_size: int) -> Iterator[list[dict]]:
         """The records of the lines from `start` on, each time as many as fill a batch."""
         records: list[dict] = []
-        asked: list[tuple[dict, Prompt]] = []
+        asked: list[tuple[dict, Question]] = []
         for index in range(start, len(lines)):
             record = {"index": index, "request": _printable(lines[index])}
             records.append(record)
@@ -192,7 +192,7 @@ class LineReader:
         if records:
             yield self._answered(records, asked, batch_size)
 
-    def encode(self, line: str, record: dict) -> Prompt:
+    def encode(self, line: str, record: dict) -> Question:
         """The request of a line, encoded; its `id` goes into the record. Raises RequestError."""
         try:
             fields = _parse(line)
@@ -209,7 +209,7 @@ class LineReader:
         largest = max(map(len, batches(prompts, batch_size)), default=0)
         return largest >= batch_size or num_lines >= _LOOK_AHEAD * batch_size
 
-    def _answered(self, records: list[dict], asked: list[tuple[dict, Prompt]], batch_size: int) -> list[dict]:
+    def _answered(self, records: list[dict], asked: list[tuple[dict, Question]], batch_size: int) -> list[dict]:
         for indices in batches([prompt for _, prompt in asked], batch_size):
             group = [asked[index] for index in indices]
             try:

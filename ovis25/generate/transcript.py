@@ -32,7 +32,7 @@ class Reply:
 
     `answer` is what follows the thinking and the last tool result; `thinking` is None where there was none; `text` is
     everything, tags included, with `<image>` for a tool's image. Counts are in tokens; `new_tokens` is what the model
-    wrote plus what the budget forced. `stop_reason`: see `decoding.Row`.
+    wrote plus what the budget forced. `stop_reason`: see `Sequence`.
     """
 
     answer: str
@@ -58,14 +58,18 @@ class Piece(str):
 
 
 class ReplyStream:
-    """An iterator of `Piece`s; `reply` is the whole `Reply` once it is exhausted."""
+    """An iterator of `Piece`s; `reply` is the whole `Reply` once it is exhausted.
 
-    def __init__(self, pieces: Iterator[Piece]):
-        self._pieces = pieces
+    Whoever makes one sets `pieces`, an iterator that sets `reply` at its end. Nothing is computed before it is drawn
+    from.
+    """
+
+    def __init__(self):
+        self.pieces: Iterator[Piece] = iter(())
         self.reply: Reply | None = None
 
     def __iter__(self) -> Iterator[Piece]:
-        self.reply = yield from self._pieces
+        yield from self.pieces
 
 
 @dataclass
