@@ -93,4 +93,4 @@ if [[ "$gpus" -eq 0 ]]; then
   cores="$("$python" -P -c 'import os; print(os.cpu_count())')"
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / num > 0 ? cores / num : 1))}"
 fi
-exec "$python" -P -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$num" "$script" "$config" "$@"
+exec "$python" -P -m ovis25.launch "${rendezvous[@]}" --nproc_per_node="$num" "$script" "$config" "$@"

@@ -1,6 +1,7 @@
 """The command line itself: quick to answer, one frame of errors around every command, one grammar of options."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -94,12 +95,14 @@ def raising(error: BaseException):
         (FileNotFoundError("a file"), 2), (FloatingPointError("the loss"), 2), (FinishError("the exam"), 3),
     ],
 )  # fmt: skip
-def test_the_users_errors_are_one_line_and_a_code(error, code, capsys, monkeypatch):
+def test_the_users_errors_are_one_line_and_a_code(error, code, capsys, monkeypatch, tmp_path):
     assert exit_code_of(command(), raising(error)) == code
     assert capsys.readouterr().err == f"error: {error}\n"
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert exit_code_of(command(), raising(error)) == code
     assert capsys.readouterr().err == "", "one process speaks for all"
+    assert json.loads((tmp_path / "error.json").read_text())["message"] == str(error)
     monkeypatch.setenv("OVIS25_DEBUG", "1")
     with pytest.raises(type(error)):
         exit_code_of(command(), raising(error))

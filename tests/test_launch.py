@@ -64,6 +64,14 @@ def test_the_lora_and_trl_scripts_run_by_themselves(tmp_path):
     assert (tmp_path / "train_theo_trl.py" / "model.safetensors").is_file()
 
 
+def test_what_several_processes_find_wrong_is_one_line(tmp_path):
+    result = run("bash", "src_theo/train_launch.sh", "train_config_tiny.json", 2, "--learning_rate", "fast",
+                 "--output_dir", tmp_path / "out")  # fmt: skip
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 2 and len(errors) == 1 and "learning_rate is 'fast'" in errors[0]
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 5
+
+
 def test_the_launcher_runs_several_processes_on_a_machine_without_gpu(tmp_path):
     result = run("bash", "src_theo/train_launch.sh", "train_config_tiny.json", 2, *FAST, "--output_dir", tmp_path / "o")
     assert result.returncode == 0, result.stderr

@@ -30,6 +30,7 @@ LAYERS = {
     "weights": {"checkpoint"},
     "tokenizer_files": {"checkpoint", "constants"},
     "reports": set(),
+    "launch": set(),
     "processing": LOWEST,
     "model": LOWEST,
     "tools": LOWEST,

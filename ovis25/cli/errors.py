@@ -12,9 +12,12 @@ Any other error is ours: Python shows its stack. With `OVIS25_DEBUG=1` the user'
 """
 
 import errno
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ovis25.cli.command import Command
 from ovis25.errors import UserError
@@ -38,7 +41,9 @@ def exit_code_of(command: Command, run: Callable[[], int]) -> int:
     try:
         return run()
     except KeyboardInterrupt:
-        _tell(f"\n{command.interrupted}")
+        # Ctrl-C reaches every process
+        if is_main_process():
+            print(f"\n{command.interrupted}", file=sys.stderr)
         return _INTERRUPTED
     except (*USER_ERRORS, *command.user_errors) as error:
         if os.environ.get("OVIS25_DEBUG"):
@@ -48,8 +53,14 @@ def exit_code_of(command: Command, run: Callable[[], int]) -> int:
 
 
 def _tell(message: str) -> None:
+    """What ends all processes alike is said by the main one; what ends another alone, by that one."""
     if is_main_process():
         print(message, file=sys.stderr)
+        return
+    # where torchrun looks; `ovis25.launch` reads it out if the main process has said nothing
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        record = {"message": message.removeprefix("error: "), "timestamp": int(time.time())}
+        Path(path).write_text(json.dumps(record), encoding="utf-8")
 
 
 def describe(error: Exception) -> str:
