@@ -47,7 +47,8 @@ RULES = (
     Rule(r"scripts/test\.sh", reason="is what runs this"),
     Rule(r"scripts/(try_as_a_user|setup)\.sh", reason="is what runs this"),
     Rule(r"accelerate launch", reason="needs four devices; tests start two processes"),
-    Rule(r"--dry-run", expect="The plan"),
+    # a dry run too looks for an earlier run in its folder
+    Rule(r"--dry-run", "--overwrite_output_dir true", expect="The plan"),
     Rule(r"train_config_tiny(_crop)?\.json", _CUT, expect="all 2 steps are done"),
     Rule(r"train_launch_lora\.sh.*--model_path tiny", expect="The adapter lies in"),
     Rule(r"train_launch_lora\.sh", _ON_TINY, expect="The adapter lies in"),

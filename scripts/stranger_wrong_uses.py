@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_TRAIN = "ovis25 train src_theo/train_config_tiny.json --output_dir {work}/run --max_steps 2"
+_TRAIN = "ovis25 train src_theo/train_config_tiny.json --output_dir {work}/run --exam false"
+_DATA = f"{_TRAIN} --max_steps 2"
 _INFER = "ovis25 infer {model} --max_new_tokens 4"
 _PICTURE = "src_theo/sample_data/sample_small.png"
 
@@ -112,11 +113,12 @@ def _requests(place: Place) -> None:
 
 
 def _data(changes: str, *rows, says: str, **fields) -> WrongUse:
-    return WrongUse(f"data: {changes}", f"{_TRAIN} --data_path {{work}}/data.json", says, _rows(*rows, **fields))
+    return WrongUse(f"data: {changes}", f"{_DATA} --data_path {{work}}/data.json", says, _rows(*rows, **fields))
 
 
 def _setting(arguments: str, says: str, is_short: bool = False) -> WrongUse:
-    return WrongUse(f"setting: {arguments}", f"{_TRAIN} {arguments}", says, is_short=is_short)
+    steps = "" if "max_steps" in arguments else " --max_steps 2"
+    return WrongUse(f"setting: {arguments}", f"{_TRAIN}{steps} {arguments}", says, is_short=is_short)
 
 
 LAUNCHER = (
@@ -125,7 +127,9 @@ LAUNCHER = (
     WrongUse("launcher: a wrong recipe", "src_theo/train_launch.sh train_config_tiny.json 1 tlr", "'tlr'"),
     WrongUse("launcher: one word more", "src_theo/train_launch.sh train_config_tiny.json 1 trl now", "'now'"),
     WrongUse("launcher: a missing config", "src_theo/train_launch.sh nowhere.json 1", "nowhere.json was not found"),
-    WrongUse("upstream script: no data", "scripts/run_ovis2_5_sft.sh --max_steps 2", "data_info_version is missing"),
+    WrongUse(
+        "upstream script: half a name", "scripts/run_ovis2_5_sft.sh --data_name a", "data_info_version is missing"
+    ),
     WrongUse(
         "launcher: a folder as config", "src_theo/train_launch.sh src_theo 1", "src_theo.* (folder|directory|file)"
     ),
@@ -181,13 +185,13 @@ DATA = (
     _data("an image for a text", says="image", conversations=_turns("Read it.", "12")),
     WrongUse(
         "data: an empty file",
-        _TRAIN + " --data_path {work}/data.json",
+        _DATA + " --data_path {work}/data.json",
         "data.json",
         _file("data.json", ""),
         is_short=True,
     ),
-    WrongUse("data: no JSON", _TRAIN + " --data_path {work}/data.json", "data.json.*JSON", _file("data.json", "[{")),
-    WrongUse("data: a picture", _TRAIN + f" --data_path {_PICTURE}", "sample_small.png"),
+    WrongUse("data: no JSON", _DATA + " --data_path {work}/data.json", "data.json.*JSON", _file("data.json", "[{")),
+    WrongUse("data: a picture", _DATA + f" --data_path {_PICTURE}", "sample_small.png"),
 )
 
 FOLDERS = (
