@@ -176,7 +176,7 @@ DATA = (
     _data("a missing picture", says='data.json\\[0\\].*"one".*image.*gone.png', image="gone.png"),
     _data("a wrong case", says="did you mean .*good.png", image="GOOD.png"),
     _data("a cut picture", says="data.json\\[0\\].*cut.png", image="cut.png"),
-    _data("an unknown key", says="imges.*image", imges="good.png"),
+    _data("an unknown key", says="imges.*image", imges="other.png"),
     _data("a lone </think>", says="think", conversations=_turns("<image>Read it.", "1+1=2</think>\n\n2")),
     _data("an unclosed <think>", says="think", conversations=_turns("<image>Read it.", "<think>1+1=2")),
     _data("an empty question", says="conversations\\[0\\]", image=None, conversations=_turns("", "2")),
