@@ -19,7 +19,7 @@ from stranger_wrong_uses import WRONG_USES, Place, WrongUse
 
 PAGES = ("README.md", "src_theo/README.md", "docs/inference.md", "docs/several_machines.md", "CONTRIBUTING.md")
 # what of the documented things the short form types
-_SHORT = r"train_launch_lora\S* .*tiny_lora|merge_lora.*tiny_lora"
+_SHORT = r"train_config\.json 1 --dry-run"
 # what a wrong use may print: its one line, and the usage of a launcher or the plan of a run
 _MAX_LINES = 60
 

@@ -240,8 +240,8 @@ def test_paths_know_variables_and_file_addresses(write_config, data_dir, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND is missing"),
-        (["trian", "x.json"], "there is no command 'trian'; choose one of train, plan"),
+        ([], "a command is missing"),
+        (["trian", "x.json"], "there is no command 'trian'; did you mean train?"),
         (["Train", "x.json"], "did you mean train?"),
         (["train"], "CONFIG is missing"),
         (["train", "--config", "x.json"], "'x.json' stands behind --config; the config's name comes first"),

@@ -63,6 +63,7 @@ def zero_guide():
     return module
 
 
+@pytest.mark.slow
 def test_the_guide_to_zero_stages_holds_the_planners_figures(zero_guide):
     block = zero_guide.guide()
     for name in zero_guide.PAGES:

@@ -42,7 +42,10 @@ LORA = SRC_THEO / "lora"
 
 @pytest.mark.parametrize(
     ("cwd", "folder", "config"),
-    [(REPOSITORY_ROOT, "src_theo/lora/", "src_theo/lora/train_config_lora.json"), (LORA, "", "train_config_lora.json")],
+    [
+        pytest.param(REPOSITORY_ROOT, "src_theo/lora/", "src_theo/lora/train_config_lora.json", marks=pytest.mark.slow),
+        (LORA, "", "train_config_lora.json"),
+    ],
 )
 def test_an_adapter_is_trained_and_merged_from_the_root_and_from_lora(cwd, folder, config, tmp_path):
     result = run("bash", f"{folder}train_launch_lora.sh", config, 1, "--model_path", "tiny", "--max_steps", 1,
@@ -56,6 +59,7 @@ def test_an_adapter_is_trained_and_merged_from_the_root_and_from_lora(cwd, folde
     assert (tmp_path / "b" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_lora_and_trl_scripts_run_by_themselves(tmp_path):
     for door, cwd in (("train_theo_lora.py", LORA), ("train_theo_trl.py", SRC_THEO)):
         result = run(sys.executable, door, "train_config_tiny.json", *FAST, "--output_dir", tmp_path / door, cwd=cwd)
@@ -72,6 +76,7 @@ def test_what_several_processes_find_wrong_is_one_line(tmp_path):
     assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 5
 
 
+@pytest.mark.slow
 def test_the_launcher_runs_several_processes_on_a_machine_without_gpu(tmp_path):
     result = run("bash", "src_theo/train_launch.sh", "train_config_tiny.json", 2, *FAST, "--output_dir", tmp_path / "o")
     assert result.returncode == 0, result.stderr

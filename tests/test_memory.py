@@ -77,7 +77,7 @@ def test_the_9b_takes_what_the_zero_paper_says():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in range(3)), 3])
 def test_the_static_part_is_what_deepspeed_allocates(stage, tiny_folder, tmp_path):
     script = tmp_path / "allocations.py"
     script.write_text(ALLOCATIONS)
@@ -230,6 +230,7 @@ def plan_data(capsys, *arguments) -> dict:
     return json.loads(plan(capsys, *arguments, "--json"))
 
 
+@pytest.mark.slow
 def test_the_command_recommends_what_fits(capsys):
     roomy = plan(capsys, FULL, MODELS["2B"], "--device-memory", "140GB")
     assert 'recommended: "deepspeed": "scripts/zero_configs/zero0_cp.json", "gradient_checkpointing": false' in roomy
@@ -245,6 +246,7 @@ def test_the_command_recommends_what_fits(capsys):
     assert "ZeRO" not in lora
 
 
+@pytest.mark.slow
 def test_host_memory_that_few_have_is_no_first_choice(capsys):
     arguments = (FULL, MODELS["9B"], "--device-memory", "24GB")
     usual = plan_data(capsys, *arguments)["recommendation"]

@@ -75,7 +75,7 @@ def check_before_loading(config: TrainConfig) -> None:
     check_machine(config)
     visual_limits(config)
     tools_of(config)
-    _check_rates(config)
+    _note_rates(config)
     precision = choose_precision(config)
     num_steps = config.value("max_steps") if config.value("max_steps") > 0 else _SOME_STEPS
     rhythm = choose_rhythm(config, num_steps)
@@ -88,11 +88,11 @@ def check_before_loading(config: TrainConfig) -> None:
         training_arguments(config, precision, Steps(num_steps, num_steps, 1))
 
 
-def _check_rates(config: TrainConfig) -> None:
-    """Something is learned at some rate. Raises ConfigError."""
+def _note_rates(config: TrainConfig) -> None:
+    """A run at rate 0 measures losses and changes nothing, which some want; nobody should get it unawares."""
     rates = [module.learning_rate for module in parse_train_modules(config.train_modules)]
     if not config.value("learning_rate") and (config.use_lora or not any(rates)):
-        raise ConfigError("learning_rate is 0, so the run would change nothing; give it a rate above 0, such as 1e-5")
+        config.notes.append("learning_rate is 0: the run changes nothing")
 
 
 def choose_precision(config: TrainConfig) -> Precision:

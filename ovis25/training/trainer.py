@@ -299,9 +299,11 @@ class OvisTraining:
                 state_dict.pop("llm.lm_head.weight", None)
             state_dict = {name: value.to(self.save_dtype) for name, value in state_dict.items()}
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        write_base_note(self.accelerator.unwrap_model(self.model), folder)
-        follow_umask(*folder.glob("*.safetensors"))
+        # under DeepSpeed and FSDP every process comes here
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            write_base_note(self.accelerator.unwrap_model(self.model), folder)
+            follow_umask(*folder.glob("*.safetensors"))
 
     def _save_checkpoint(self, model, trial):
         """Only finite weights are saved, and older checkpoints are deleted once this one is on the disk and marked."""
