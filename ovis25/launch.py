@@ -34,7 +34,8 @@ def _tell(failures: dict[int, ProcessFailure]) -> int:
     reasons = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
     rank = min(reasons, key=lambda rank: (reasons[rank].timestamp, rank))
     failure = reasons[rank]
-    is_told = 0 in reasons and reasons[0].exitcode in _TOLD
+    # the main process may have been ended while it was leaving
+    is_told = 0 in failures and (failures[0].exitcode in _TOLD or "timestamp" in failures[0].error_file_data)
     if not is_told:
         print(f"error: process {rank} {_ending(failure)}", file=sys.stderr)
     return failure.exitcode if failure.exitcode > 0 else _SIGNAL_BASE - failure.exitcode

@@ -143,3 +143,25 @@ def test_the_documented_import_works_from_src_theo():
     code = "from inference_ovis25 import Ovis25Inference as A; from tools.crop_tool import CropTool as B; print(A, B)"
     result = run(sys.executable, "-c", code, cwd=SRC_THEO)
     assert "Ovis25Inference" in result.stdout and "CropTool" in result.stdout, result.stderr
+
+
+FAILS_ALONE = """
+import os, sys, time
+from ovis25.cli.command import Command
+from ovis25.cli.errors import exit_code_of
+from ovis25.errors import UserError
+
+def run():
+    if os.environ["RANK"] == "1":
+        raise UserError("a broken sample")
+    time.sleep(60)
+    return 0
+
+sys.exit(exit_code_of(Command(None, None, "", None), run))
+"""
+
+
+def test_what_one_process_alone_finds_wrong_is_read_out(tmp_path):
+    (tmp_path / "alone.py").write_text(FAILS_ALONE)
+    result = run(sys.executable, "-m", "ovis25.launch", "--standalone", "--nproc_per_node=2", tmp_path / "alone.py")
+    assert result.returncode == 2 and result.stderr == "error: process 1 failed: a broken sample\n"

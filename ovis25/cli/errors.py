@@ -54,13 +54,12 @@ def exit_code_of(command: Command, run: Callable[[], int]) -> int:
 
 def _tell(message: str) -> None:
     """What ends all processes alike is said by the main one; what ends another alone, by that one."""
-    if is_main_process():
-        print(message, file=sys.stderr)
-        return
     # where torchrun looks; `ovis25.launch` reads it out if the main process has said nothing
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         record = {"message": message.removeprefix("error: "), "timestamp": int(time.time())}
         Path(path).write_text(json.dumps(record), encoding="utf-8")
+    if is_main_process():
+        print(message, file=sys.stderr)
 
 
 def describe(error: Exception) -> str:
