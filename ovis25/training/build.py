@@ -350,6 +350,7 @@ def training_arguments(config: TrainConfig, precision: Precision, steps: Steps) 
     if given.get("deepspeed"):
         for lock in remove_stale_locks(is_only_machine=int(os.environ.get("NNODES", "1")) == 1):
             print(f"removed {lock}, which a killed process left", file=sys.stderr)
+        deepspeed.allow_blanks()
         deepspeed.be_the_only_process()
     try:
         arguments = make(**values)

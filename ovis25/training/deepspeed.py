@@ -4,11 +4,13 @@ import contextlib
 import importlib
 import io
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Iterable
 
 import torch
+from torch.utils import cpp_extension
 
 from ovis25.ranks import is_main_process
 from ovis25.training.extensions import is_first_start
@@ -30,6 +32,16 @@ def gathered(parameters: Iterable[torch.nn.Parameter]) -> contextlib.AbstractCon
 def check_zero(section: dict) -> None:
     """Read the `zero_optimization` section of a config. Raises ValueError (pydantic's) for what DeepSpeed refuses."""
     importlib.import_module("deepspeed.runtime.zero.config").DeepSpeedZeroConfig(**section)
+
+
+def allow_blanks() -> None:
+    """Let DeepSpeed compile where a path has blanks.
+
+    It compiles its parts when they are first used, and torch gives the linker the path of its own libraries without
+    quotes (2.13, `torch/utils/cpp_extension.py`).
+    """
+    if not cpp_extension.TORCH_LIB_PATH.startswith("'"):
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(cpp_extension.TORCH_LIB_PATH)
 
 
 def be_the_only_process() -> None:
