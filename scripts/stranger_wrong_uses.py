@@ -209,7 +209,7 @@ FOLDERS = (
     ),
     WrongUse(
         "model: no weights", "ovis25 train src_theo/train_config_tiny.json --model_path {work}/damaged "
-        "--output_dir {work}/run --max_steps 2", "safetensors",
+        "--output_dir {work}/weightless --max_steps 2", "safetensors",
         _damaged(lambda folder: (folder / "model.safetensors").unlink()),
     ),
     WrongUse(
